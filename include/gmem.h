@@ -1,0 +1,571 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * gmem: the memory of a virtual machine.
+ *
+ * Read these caveats first.
+ *
+ * - Errors are negative errno values; gmem_last_error() has one line of text about the last one in
+ *   this thread. Functions that return an object do so through `T **ret`, set only on success.
+ * - Offsets and lengths are bytes, 4 KiB aligned unless a function says otherwise. `off` counts from the
+ *   start of a guest memory file, `hva` is an address in the process that maps it.
+ * - File descriptors passed in are borrowed and duplicated (close-on-exec); descriptors returned are borrowed
+ *   from the object and must not be closed.
+ * - The user engine gives the semantics of a guest memory file, not confidentiality from the host.
+ * - Threads belong to the caller, but for those that a pager, a server and an image writer start and join. The library
+ *   writes to no log and installs no signal handler.
+ *
+ * SPDX-FileCopyrightText: the gmem authors
+ */
+#ifndef GMEM_H
+#define GMEM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define GMEM_VERSION_MAJOR 0
+#define GMEM_VERSION_MINOR 1
+#define GMEM_VERSION_PATCH 0
+
+#define GMEM_PAGE_SIZE 4096u
+
+/* "0.1.0". Any thread. */
+const char *gmem_version(void);
+
+/*
+ * One line about the last failure in this thread, "" if there was none. It begins with the name of what failed.
+ * Owned by the thread; the next failing call overwrites it.
+ */
+const char *gmem_last_error(void);
+
+/*
+ * Sets that text and returns `err`, so that `return gmem_set_error(-EBADMSG, "...")` works: for functions the library
+ * calls, such as a source's.
+ */
+int gmem_set_error(int err, const char *fmt, ...)
+#ifdef __GNUC__
+	__attribute__((format(printf, 2, 3)))
+#endif
+	;
+
+/* ------------------------------------------------------------------------------------------------ host */
+
+/* What this machine offers, probed once by gmem_host_probe() and immutable afterwards. Any thread may read it. */
+struct gmem_host;
+
+enum gmem_host_status {
+	GMEM_HOST_YES = 1, /* probed and present */
+	GMEM_HOST_NO = 2, /* probed and absent */
+	GMEM_HOST_DENIED = 3, /* present, but this process may not use it */
+};
+
+/* One probed fact. Strings belong to the host object and are never NULL. */
+struct gmem_host_item {
+	size_t size; /* sizeof(struct gmem_host_item), set by the caller */
+	const char *name; /* "userfaultfd.shmem.minor"; the part before the first dot is its group */
+	const char *value; /* a number or a word where there is more than yes or no, else "" */
+	const char *what; /* one line: what it is for */
+	const char *advice; /* what to do about it when it is not GMEM_HOST_YES, else "" */
+	enum gmem_host_status status;
+};
+
+/*
+ * Probes KVM, guest_memfd, userfaultfd, page markers, huge pages and NUMA by using them on scratch objects; nothing is
+ * derived from a version number. A feature that is missing is not an error. -ENOMEM, -EMFILE.
+ */
+int gmem_host_probe(struct gmem_host **ret);
+void gmem_host_free(struct gmem_host *host);
+
+/* Number of facts, and the i-th of them in a fixed order; -ERANGE past the end. */
+size_t gmem_host_count(const struct gmem_host *host);
+int gmem_host_item(const struct gmem_host *host, size_t i, struct gmem_host_item *item);
+
+/* True if the fact of this name is GMEM_HOST_YES; false for a name that does not exist. */
+bool gmem_host_has(const struct gmem_host *host, const char *name);
+
+/* ------------------------------------------------------------------------------------------------ file */
+
+/*
+ * A guest memory file: pages addressed by byte offset, and the state of each page. All functions may be called from
+ * any thread unless they say otherwise.
+ */
+struct gmem_file;
+
+enum gmem_engine {
+	GMEM_ENGINE_AUTO = 0, /* the best this library has for what was asked; today always the user engine */
+	GMEM_ENGINE_USER = 1, /* a memfd and a page-state table in shared memory */
+};
+
+struct gmem_file_opts {
+	size_t size; /* sizeof(struct gmem_file_opts) */
+	enum gmem_engine engine;
+	uint32_t flags; /* none defined: must be 0 */
+	/* Shown in /proc/PID/maps as "memfd:gmem-NAME"; NULL is "ram". At most 64 bytes, no '/'. Borrowed. */
+	const char *name;
+};
+
+/*
+ * Creates a file of `len` bytes (a multiple of 4 KiB, > 0). No memory is allocated until pages are touched. `opts`
+ * may be NULL. -EINVAL (length, flags, name), -ENOMEM, -EMFILE, -ENFILE. Returns an object the caller frees.
+ */
+int gmem_file_create(uint64_t len, const struct gmem_file_opts *opts, struct gmem_file **ret);
+
+/*
+ * Opens the file another process created, from its two descriptors (gmem_file_fd(), gmem_file_state_fd()). The page
+ * states are shared, not copied. -EINVAL if the descriptors do not belong together, -EPROTONOSUPPORT for a state
+ * table of another layout, -ENOMEM.
+ */
+int gmem_file_open(int fd, int state_fd, struct gmem_file **ret);
+
+/* Frees the object. Memory and state live on while any process holds their descriptors or mappings. NULL is allowed. */
+void gmem_file_free(struct gmem_file *file);
+
+uint64_t gmem_file_size(const struct gmem_file *file);
+int gmem_file_fd(const struct gmem_file *file); /* the memory; borrowed */
+int gmem_file_state_fd(const struct gmem_file *file); /* the page-state table; borrowed */
+
+/*
+ * What is known of one page. A page written through a mapping of a file that no pager ever served stays ABSENT: its
+ * bytes are the memory's own, and `resident` of gmem_file_query() says whether there are any.
+ */
+enum gmem_page_state {
+	GMEM_PAGE_ABSENT = 0, /* unfilled: comes from the source if there is one, else zero */
+	GMEM_PAGE_FILLING = 1, /* a server is bringing it in */
+	GMEM_PAGE_UPTODATE = 2, /* filled */
+	GMEM_PAGE_REMOVED = 3, /* punched: reads as zero, never comes from the source again */
+	/*
+	 * Its bytes are lost: touching a registered mapping is SIGBUS (kernels from 6.6 on; before, it waits), the
+	 * library answers -EHWPOISON.
+	 */
+	GMEM_PAGE_POISONED = 4,
+};
+
+/* State of the page at `off`. Lock-free. -ERANGE past the end. */
+int gmem_file_page_state(const struct gmem_file *file, uint64_t off);
+
+struct gmem_file_counts {
+	size_t size; /* sizeof(struct gmem_file_counts) */
+	uint64_t absent, filling, uptodate, removed, poisoned; /* pages */
+	uint64_t resident; /* bytes of memory in use */
+};
+
+/* Counts pages by state, over the whole file; concurrent changes may or may not be seen. O(pages touched). */
+int gmem_file_query(const struct gmem_file *file, struct gmem_file_counts *counts);
+
+/*
+ * Asks whoever serves the file behind a keeper to fill it whole, and says who that is: the pid of the live server, 0
+ * if there is none (then nothing absent will come until there is one).
+ */
+pid_t gmem_file_want_fill(struct gmem_file *file);
+
+/*
+ * Drops the bytes of [off, off + len): the pages read as zero from then on, also where a source would have supplied
+ * them. A page that is being filled is dropped by whoever fills it, before anybody sees it. A view in which a
+ * poisoned page was touched keeps its SIGBUS. -EINVAL (alignment, len 0), -ERANGE (past the end).
+ */
+int gmem_file_punch(struct gmem_file *file, uint64_t off, uint64_t len);
+
+/*
+ * Copies bytes out of or into the file, of any alignment. No source is asked: an absent page has the bytes that a view
+ * has put there, else zeroes, and is up to date once written, in whole or in part. `buf` may be memory that is itself
+ * served by a pager. -ERANGE, -EHWPOISON (a poisoned page in the range), -ENOSPC/-ENOMEM (no
+ * memory for new pages).
+ */
+int gmem_file_read(struct gmem_file *file, uint64_t off, void *buf, size_t len);
+int gmem_file_write(struct gmem_file *file, uint64_t off, const void *buf, size_t len);
+
+/* ------------------------------------------------------------------------------------------------ view */
+
+/* One mapping of a file in this process. A child made by fork() does not inherit it. */
+struct gmem_view;
+
+/*
+ * Maps [off, off + len) with `prot` (PROT_READ, PROT_WRITE). -EINVAL, -ERANGE, -ENOMEM. The view keeps nothing of
+ * `file` alive but the memory itself.
+ */
+int gmem_view_map(struct gmem_file *file, uint64_t off, uint64_t len, int prot, struct gmem_view **ret);
+void gmem_view_unmap(struct gmem_view *view); /* NULL is allowed. No thread may be using the addresses */
+void *gmem_view_addr(const struct gmem_view *view);
+uint64_t gmem_view_len(const struct gmem_view *view);
+
+/* -------------------------------------------------------------------------------------------- progress */
+
+/* Called by long operations, now and then, from the thread that called them: `done` of `total` bytes. Return 0 to
+ * go on, a negative errno to stop: the operation then fails with it. */
+typedef int (*gmem_progress_fn)(void *opaque, uint64_t done, uint64_t total);
+
+/* ---------------------------------------------------------------------------------------------- source */
+
+/*
+ * Where a missing page comes from. A source is a table of functions and the caller's pointer; pager threads call it
+ * concurrently, with no lock held. `off` and `len` are multiples of 4 KiB.
+ */
+struct gmem_source_ops {
+	size_t size; /* sizeof(struct gmem_source_ops) */
+	/*
+	 * Fills buf[0, len) with the bytes at `off`, all of them. -EBADMSG (the stored bytes are wrong), -EIO and
+	 * -ENODATA (they cannot be read, or are not there) lose the page: it is poisoned. Any other negative errno
+	 * means not now: it is asked again, later and later, while the toucher waits. The text is gmem_set_error()'s.
+	 * Must not touch memory that could itself be lazily served.
+	 */
+	int (*read)(void *opaque, uint64_t off, void *buf, size_t len);
+	/* Optional. As `read`, but never waits for a disk or a peer: -EAGAIN if it would have to. */
+	int (*read_nowait)(void *opaque, uint64_t off, void *buf, size_t len);
+	/*
+	 * Optional. On entry [*start, *start + *len) is what the caller is about to read; on return it has grown by
+	 * what comes along at hardly any cost (the rest of a compressed chunk), by at most 256 KiB on either side.
+	 */
+	void (*extent)(void *opaque, uint64_t *start, uint64_t *len);
+	/*
+	 * Optional. 1: [off, off + len) is all zero and need not be read; 0: not known to be. With `nowait` it never
+	 * waits for a disk or a peer: 0 if it would have to.
+	 */
+	int (*is_zero)(void *opaque, uint64_t off, uint64_t len, bool nowait);
+	void (*free)(void *opaque); /* optional */
+};
+
+struct gmem_source;
+
+int gmem_source_new(const struct gmem_source_ops *ops, void *opaque,
+		    struct gmem_source **ret); /* takes opaque on success */
+int gmem_source_new_zero(struct gmem_source **ret); /* every page zero */
+int gmem_source_new_fd(int fd, uint64_t base, uint64_t len,
+		       struct gmem_source **ret); /* bytes of a file from `base` on; past
+								 * `len` zero. A file that shrinks: -EIO */
+/* References: a pager keeps one for each region it serves. The last release frees. NULL is allowed. */
+struct gmem_source *gmem_source_ref(struct gmem_source *source);
+void gmem_source_unref(struct gmem_source *source);
+
+/* ----------------------------------------------------------------------------------------------- pager */
+
+/*
+ * Serves userfaults from sources. One thread reads every userfault descriptor and never waits for a lock; others
+ * resolve. Any number of regions, in this process or in others.
+ */
+struct gmem_pager;
+
+enum gmem_pager_event_kind {
+	GMEM_PAGER_ERROR = 1, /* a page could not be served and its toucher waits; it is tried again */
+	GMEM_PAGER_POISONED = 2, /* a page's bytes are lost: it was poisoned */
+	/* gmem_pager_fill() has left no page absent (lost ones are poisoned); `off` and `len` are 0. */
+	GMEM_PAGER_COMPLETE = 3,
+	GMEM_PAGER_GONE = 4, /* a region's process has ended */
+};
+
+struct gmem_pager_event {
+	enum gmem_pager_event_kind kind;
+	int error; /* negative errno or 0 */
+	const char *text; /* what happened; valid during the call */
+	uint64_t off, len; /* where in the region's file */
+	unsigned int region; /* its number */
+};
+
+struct gmem_pager_opts {
+	size_t size; /* sizeof(struct gmem_pager_opts) */
+	unsigned int resolvers; /* threads that resolve; 0 is one per online CPU, at most 8 */
+	uint32_t flags; /* GMEM_PAGER_* */
+	/*
+	 * Called from the pager's threads and from those that call into it, one at a time; must not call into the pager
+	 * itself. Errors that go on are told once a second. May be NULL.
+	 */
+	void (*event)(void *opaque, const struct gmem_pager_event *event);
+	void *opaque;
+};
+
+/*
+ * A REMOVE event on a page that was never filled means its bytes are unwanted (a balloon), so it is zero from then
+ * on; without the flag such a page still comes from its source, because madvise(MADV_DONTNEED) on shared memory keeps
+ * data.
+ */
+#define GMEM_PAGER_REMOVE_DISCARDS (1u << 0)
+
+int gmem_pager_create(const struct gmem_pager_opts *opts, struct gmem_pager **ret);
+
+/*
+ * Stops and joins. Touchers of pages that are not in place wait from then on; a view stays registered until it is
+ * unmapped, and cannot be given to another pager. NULL is allowed.
+ */
+void gmem_pager_free(struct gmem_pager *pager);
+
+/*
+ * A range of some process's address space that maps `file`, registered missing|minor with `uffd`. The first touch
+ * must not have happened before it was registered, through this mapping or any other of that process.
+ */
+struct gmem_region {
+	size_t size; /* sizeof(struct gmem_region) */
+	struct gmem_file *file; /* borrowed until gmem_pager_free() */
+	/*
+	 * UFFDIO_API done with MISSING_SHMEM and MINOR_SHMEM; read by nobody else from now on. Borrowed and
+	 * duplicated, made non-blocking. Regions of one descriptor are known by its number: keep it open while you
+	 * add them.
+	 */
+	int uffd;
+	uint64_t hva; /* in the process that maps it */
+	uint64_t off, len; /* in the file */
+	struct gmem_source *source; /* referenced */
+	uint64_t source_off; /* where in the source `off` comes from */
+};
+
+/*
+ * Adds a region and returns its number. Serving begins at once; touchers who waited before it was known are woken.
+ * -EINVAL, -ERANGE (past the file's end), -EEXIST (overlaps a region of the same descriptor), -ENOSPC (1024 regions),
+ * -ENOMEM.
+ */
+int gmem_pager_add_region(struct gmem_pager *pager, const struct gmem_region *region);
+
+/*
+ * Registers a view of this process and adds it. Faults of kernel code (read(2) into the view, KVM) are served only
+ * where this process may open a full userfaultfd (gmem info); else such calls fail with -EFAULT and
+ * gmem_pager_stats() says user_mode_only. The view and its file must live until gmem_pager_free(). -EPERM, -ENOSYS,
+ * -EOPNOTSUPP (no userfaultfd that does this), -EBUSY (registered already).
+ */
+int gmem_pager_add_view(struct gmem_pager *pager, struct gmem_view *view, struct gmem_source *source,
+			uint64_t source_off);
+
+/*
+ * Brings in every page that is still absent, in file order, giving way to faults; returns when none is. Call it from
+ * one thread at a time. Returns the pages it wrote (a page known to be zero needs none), the error of `progress`,
+ * -ESRCH when the regions' process has ended, or -ENOMEM. Pages that are lost are poisoned and do not stop it; a
+ * source that says "not now" is asked until it answers or `progress` stops the fill.
+ */
+int64_t gmem_pager_fill(struct gmem_pager *pager, gmem_progress_fn progress, void *opaque);
+
+/*
+ * Ends serving of every range that is completely in place: from then on the memory needs no pager. Ranges with pages
+ * that are not (poisoned ones) stay registered. Returns the number of pages still registered.
+ */
+int64_t gmem_pager_unregister(struct gmem_pager *pager);
+
+/* Bucket i counts faults that took [2^i, 2^(i+1)) microseconds; bucket 0 also less than 1, the last all above. */
+#define GMEM_LATENCY_BUCKETS 24
+
+struct gmem_pager_stats {
+	size_t size; /* sizeof(struct gmem_pager_stats) */
+	uint64_t missing, minor; /* faults read, by kind */
+	uint64_t removes; /* REMOVE events */
+	uint64_t demand_pages; /* pages brought in because of a fault, fault-around included */
+	uint64_t fill_pages; /* pages brought in by gmem_pager_fill() */
+	uint64_t zero_pages; /* known to be zero: nothing was read, and nothing written by the fill */
+	uint64_t read_bytes; /* asked of sources */
+	uint64_t retries; /* EAGAIN, EEXIST, short results met */
+	uint64_t errors, poisoned;
+	uint64_t latency[GMEM_LATENCY_BUCKETS]; /* from a fault's being read to its being resolved */
+	uint64_t latency_max_ns, latency_sum_ns, latency_count;
+	uint32_t user_mode_only; /* 1 if a view was registered with a user-mode-only descriptor */
+};
+
+int gmem_pager_stats(const struct gmem_pager *pager, struct gmem_pager_stats *stats);
+
+/* ----------------------------------------------------------------------------------------------- image */
+
+/* A saved memory, open for reading; format in gmem-image(5). Nothing in the file is trusted. Any thread may read. */
+struct gmem_image;
+
+/*
+ * Opens and checks header, section table and the root of each index; the rest is checked when it is read. -EBADMSG
+ * (damaged: the text names what and where), -EPROTONOSUPPORT (written by a newer gmem), -ENOENT, -EACCES, -ENODATA
+ * (truncated), -EMEDIUMTYPE (not an image at all).
+ */
+int gmem_image_open(const char *path, struct gmem_image **ret);
+int gmem_image_open_fd(int fd, const char *name, struct gmem_image **ret); /* `name` for error texts; fd duplicated */
+void gmem_image_close(struct gmem_image *image);
+
+int gmem_image_fd(const struct gmem_image *image); /* borrowed */
+const uint8_t *gmem_image_uuid(const struct gmem_image *image); /* 16 bytes */
+
+struct gmem_image_region {
+	size_t size; /* sizeof(struct gmem_image_region) */
+	const char *name; /* belongs to the image */
+	uint64_t gpa, len; /* bytes; gpa is UINT64_MAX where the saver did not know it */
+	uint64_t data_pages; /* pages with stored bytes; the others are zero */
+	uint64_t stored_bytes; /* in the image, after compression */
+};
+
+size_t gmem_image_nregions(const struct gmem_image *image);
+int gmem_image_region(const struct gmem_image *image, size_t i, struct gmem_image_region *ret); /* -ERANGE */
+
+/*
+ * A named section ("device-state", "command-line", ...): its checked bytes, allocated; the caller frees them with
+ * free(). -ENOENT, -EBADMSG.
+ */
+int gmem_image_section(const struct gmem_image *image, const char *name, void **ret, size_t *ret_len);
+
+/* The sections by number: `*ret_name` belongs to the image. -ERANGE. */
+size_t gmem_image_nsections(const struct gmem_image *image);
+int gmem_image_section_at(const struct gmem_image *image, size_t i, const char **ret_name, uint64_t *ret_len);
+
+/* Reads pages of a region, verifying every chunk touched. -EBADMSG names chunk and offset. */
+int gmem_image_read(struct gmem_image *image, size_t region, uint64_t off, void *buf, size_t len);
+
+/* A region as a source. The image must stay open until the source is freed. */
+int gmem_source_new_image(struct gmem_image *image, size_t region, struct gmem_source **ret);
+
+/*
+ * Reads and checks everything. Returns 0, or -EBADMSG with the first damage as text; `report`, if not NULL, is told
+ * each.
+ */
+int gmem_image_verify(struct gmem_image *image, void (*report)(void *opaque, const char *text), void *report_opaque,
+		      gmem_progress_fn progress, void *opaque);
+
+enum gmem_compression { GMEM_COMPRESS_ZSTD = 0, GMEM_COMPRESS_NONE = 1 };
+
+/* What the header says. */
+struct gmem_image_info {
+	size_t size;		/* sizeof(struct gmem_image_info), set by the caller */
+	uint32_t version;
+	uint32_t chunk_len;
+	enum gmem_compression compression;
+	uint64_t file_len;
+	uint64_t created_ns;	/* since 1970 */
+	const char *writer;	/* "gmem 0.1.0"; belongs to the image, comes from the file */
+};
+
+int gmem_image_query(const struct gmem_image *image, struct gmem_image_info *ret);	/* -EINVAL (size) */
+
+/* Writing: create, add, commit. The file appears under its name only in gmem_image_commit(), complete and synced. */
+struct gmem_image_writer;
+
+struct gmem_image_writer_opts {
+	size_t size; /* sizeof(struct gmem_image_writer_opts) */
+	enum gmem_compression compression;
+	int level; /* zstd level, 1..19; 0 is 1 */
+	uint32_t chunk_len; /* bytes, a power of two, 4 KiB..256 KiB; 0 is 64 KiB with zstd, 4 KiB without */
+	unsigned int threads; /* 0 is one per online CPU, at most 8 */
+};
+
+/*
+ * Creates a temporary file, mode 0600, beside `path`. -EEXIST is not an error: an existing `path` is replaced at
+ * commit.
+ */
+int gmem_image_create(const char *path, const struct gmem_image_writer_opts *opts, struct gmem_image_writer **ret);
+/*
+ * Adds a region: `len` bytes read from `fd` at `off` (a memory file: holes are skipped). -EIO/-ENOSPC/-EFBIG from the
+ * disk, -EEXIST (name).
+ */
+int gmem_image_add_region(struct gmem_image_writer *writer, const char *name, uint64_t gpa, int fd, uint64_t off,
+			  uint64_t len, gmem_progress_fn progress, void *opaque);
+int gmem_image_add_section(struct gmem_image_writer *writer, const char *name, const void *data, size_t len);
+int gmem_image_commit(
+	struct gmem_image_writer *writer); /* fsync, rename, fsync of the folder; frees the writer, also on failure */
+void gmem_image_abort(struct gmem_image_writer *writer); /* removes the temporary file. NULL is allowed */
+
+/* ---------------------------------------------------------------------------------------------- keeper */
+
+/*
+ * A keeper is a process that holds what must outlive a page server: the memory, its page states, the userfault
+ * descriptors and the image. It serves no page. A server that dies is replaced by gmem_server_connect() from another
+ * process; the program whose memory it is waits meanwhile.
+ */
+struct gmem_keeper;
+
+/*
+ * Makes the keeper's listening socket at `path` (mode 0600; an abandoned socket is replaced, a live one is
+ * -EADDRINUSE).
+ */
+int gmem_keeper_create(const char *path, struct gmem_keeper **ret);
+/* Closes; the process that ran it removes the socket. NULL is allowed. */
+void gmem_keeper_free(struct gmem_keeper *keeper);
+
+/*
+ * Before gmem_keeper_run(), files first: up to 32 of them, each with the image region it is filled from; then the
+ * image, open for reading (gmem_image_fd(); duplicated) and by name.
+ */
+int gmem_keeper_add_file(struct gmem_keeper *keeper, struct gmem_file *file, size_t image_region);
+int gmem_keeper_set_image(struct gmem_keeper *keeper, int image_fd, const char *path);
+
+/*
+ * The program's end of a socket pair for gmem_attach_view() or the attach preload; one attaching process per keeper.
+ * Borrowed; inheritable. After fork(), free the keeper everywhere but where it runs: it knows that the program is gone
+ * when nobody holds this end any more.
+ */
+int gmem_keeper_attach_fd(struct gmem_keeper *keeper);
+
+/*
+ * Makes a keeper anew when the old one has died: takes memory, states and userfault descriptors from the attached
+ * process itself (pidfd_getfd(2), which needs the right to trace it) and the image by its path. Then
+ * gmem_keeper_run() as usual. -ENOENT (nothing of gmem's in that process), -ESRCH, -EPERM, -EACCES, -ESTALE (another
+ * file is under the image's name now), -EBUSY (a server lives).
+ */
+int gmem_keeper_adopt(const char *path, pid_t pid, struct gmem_keeper **ret);
+
+/*
+ * Runs the keeper: call it in a process of its own (after fork()). Returns 0 when the attached process has ended, or
+ * when nobody is left who could attach; negative errno on failure. It lets go of nothing before.
+ */
+int gmem_keeper_run(struct gmem_keeper *keeper);
+
+/*
+ * In the program: registers a view with userfaultfd, missing|minor, hands it to the keeper behind `attach_fd` and
+ * waits until it is held. Call before the first touch. On failure unmap the view. -EPERM, -ENOSYS, -EOPNOTSUPP (no
+ * userfaultfd), -EBUSY (registered already), -ENOENT (not a file of this keeper's), -ENOSPC, -ECONNRESET (keeper gone),
+ * -EPROTO.
+ */
+int gmem_attach_view(int attach_fd, struct gmem_view *view);
+
+/*
+ * Ends the server of process `pid`'s memory, wherever it is, and waits for its end: before gmem_keeper_adopt(), where
+ * a keeper cannot be asked to. 0 also if none lives. -ESRCH, -EPERM, -EACCES, -EBUSY (it does not end within 10 s).
+ */
+int gmem_server_end(pid_t pid);
+
+struct gmem_server_opts {
+	size_t size; /* sizeof(struct gmem_server_opts) */
+	bool take_over; /* kill the server that holds the keeper now, and wait for its end */
+	void (*event)(void *opaque, const struct gmem_pager_event *event); /* as gmem_pager_opts */
+	void *opaque;
+};
+
+/* A page server behind a keeper: its pager with all regions the keeper holds, and those it gets later. */
+struct gmem_server;
+
+/*
+ * Connects to a keeper. Fences the server before it: -EBUSY while that one lives (the text names its pid), then takes
+ * the next generation, wakes every range and serves. -ENOENT, -ECONNREFUSED (no keeper there), -EPERM (another user's),
+ * -EBUSY also for one that take_over could not end within 10 s, -EPROTO, and the errors of gmem_image_open().
+ */
+int gmem_server_connect(const char *path, const struct gmem_server_opts *opts, struct gmem_server **ret);
+
+void gmem_server_free(struct gmem_server *server); /* stops serving; the keeper lives on */
+
+struct gmem_pager *gmem_server_pager(struct gmem_server *server); /* borrowed */
+
+struct gmem_server_status {
+	size_t size; /* sizeof(struct gmem_server_status) */
+	size_t nfiles, nregions;
+	pid_t vm_pid; /* the attached process, 0 if none is yet */
+	uint32_t generation; /* how many servers there were, this one included */
+	uint32_t note; /* what gmem_server_set_note() of this server or one before it said last; 0 at first */
+	int attach_error; /* negative errno: the program could not attach some memory; 0 otherwise */
+	char attach_text[256]; /* why */
+	bool keeper_alive;
+	/* The program could open no full userfaultfd: its system calls on memory not yet in place fail (-EFAULT). */
+	bool user_mode_only;
+	bool fill_wanted; /* somebody waits for the memory to be complete (gmem_file_want_fill()) */
+};
+
+int gmem_server_status(struct gmem_server *server, struct gmem_server_status *status);
+
+/*
+ * Looks at every mapping the attached process has of the server's files (/proc/PID/maps): each must be registered, or
+ * bytes that are not in place yet could be read as zero through it. -EPERM names one that is not, -EACCES, -ESRCH.
+ */
+int gmem_server_check_mappings(struct gmem_server *server);
+
+/* Leaves a word with the memory for the servers that come after: how far its user has got, say. Needs a file. */
+void gmem_server_set_note(struct gmem_server *server, uint32_t note);
+
+/* What it serves from, borrowed. */
+struct gmem_image *gmem_server_image(struct gmem_server *server);
+
+/* A file of the server's, borrowed; NULL past the end. */
+struct gmem_file *gmem_server_file(struct gmem_server *server, size_t i);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
