@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: MIT */
+/* Memory files and descriptors: creation, sizes, holes. Owns nothing, takes no lock. */
+#ifndef GMEM_SYS_MEMFD_H
+#define GMEM_SYS_MEMFD_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/*
+ * A memory file of `len` bytes, no page allocated, sealed against a change of size. Returns the descriptor
+ * (close-on-exec) or negative errno.
+ */
+int gmem_memfd_create(const char *name, uint64_t len);
+
+int gmem_memfd_punch(int fd, uint64_t off, uint64_t len);
+
+/* Allocates the pages that are not there, zeroed; those that are keep their bytes. */
+int gmem_memfd_allocate(int fd, uint64_t off, uint64_t len);
+
+/* All of it or negative errno (-EIO at an early end). */
+int gmem_pread_all(int fd, void *buf, size_t len, uint64_t off);
+int gmem_pwrite_all(int fd, const void *buf, size_t len, uint64_t off);
+
+#endif

@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: MIT */
+/* Other processes: descriptors that stand for them, and when they started. Owns nothing, takes no lock. */
+#ifndef GMEM_SYS_PROCESS_H
+#define GMEM_SYS_PROCESS_H
+
+#include <stdint.h>
+#include <sys/types.h>
+
+/* A process as a descriptor that polls readable when it has ended, all its threads included. Negative errno. */
+int gmem_pidfd_open(pid_t pid);
+int gmem_pidfd_kill(int pidfd);
+/* A copy of another process's descriptor. -EPERM without the right to trace it. */
+int gmem_pidfd_getfd(int pidfd, int fd);
+/* The process at the other end of a UNIX socket, as a descriptor. Negative errno. */
+int gmem_pidfd_peer(int sock, pid_t pid);
+
+/*
+ * The time process `pid` started, in clock ticks after boot; 0 if there is none, or nothing of it runs any more. With
+ * the number it names a process for good: numbers are used again.
+ */
+uint64_t gmem_process_start(pid_t pid);
+
+#endif
