@@ -1,0 +1,243 @@
+/* SPDX-License-Identifier: MIT */
+#include "file/file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/err.h"
+#include "base/opts.h"
+#include "base/range.h"
+#include "sys/memfd.h"
+
+#define MAX_NAME 64
+
+static int check_opts(uint64_t len, const struct gmem_file_opts *opts)
+{
+	if (!len || !gmem_page_aligned(len) || len > INT64_MAX)
+		return gmem_err(-EINVAL, "gmem_file_create: length %llu: not a multiple of %u above 0",
+				(unsigned long long)len, GMEM_PAGE_SIZE);
+	if (!opts)
+		return 0;
+	if (!gmem_opts_valid(opts, opts->size, sizeof(*opts)))
+		return gmem_err(-EINVAL, "gmem_file_create: opts.size %zu: expected %zu", opts->size, sizeof(*opts));
+	if (opts->flags)
+		return gmem_err(-EINVAL, "gmem_file_create: flags 0x%x: none is defined", opts->flags);
+	if (opts->engine != GMEM_ENGINE_AUTO && opts->engine != GMEM_ENGINE_USER)
+		return gmem_err(-EINVAL, "gmem_file_create: engine %d: unknown", (int)opts->engine);
+	if (opts->name && (!*opts->name || strlen(opts->name) > MAX_NAME || strchr(opts->name, '/')))
+		return gmem_err(-EINVAL, "gmem_file_create: name \"%s\": empty, longer than %d or with a '/'",
+				opts->name, MAX_NAME);
+	return 0;
+}
+
+static struct gmem_file *new_file(void)
+{
+	struct gmem_file *file = calloc(1, sizeof(*file));
+
+	if (!file)
+		return NULL;
+	gmem_rwlock_init(&file->invalidate_lock, GMEM_LOCK_INVALIDATE);
+	file->ops = &gmem_memfd_backing;
+	file->fd = -1;
+	file->state.fd = -1;
+	return file;
+}
+
+int gmem_file_create(uint64_t len, const struct gmem_file_opts *opts, struct gmem_file **ret)
+{
+	char name[MAX_NAME + sizeof("gmem-")];
+	struct gmem_file *file;
+	struct stat st;
+	int err;
+
+	err = check_opts(len, opts);
+	if (err)
+		return err;
+	file = new_file();
+	if (!file)
+		return gmem_err_sys(-ENOMEM, "gmem_file_create");
+	snprintf(name, sizeof(name), "gmem-%s", opts && opts->name ? opts->name : "ram");
+	file->len = len;
+	file->fd = gmem_memfd_create(name, len);
+	if (file->fd < 0) {
+		err = gmem_err_sys(file->fd, "gmem_file_create: memory file of %llu bytes", (unsigned long long)len);
+		goto out_free;
+	}
+	err = gmem_state_create(&file->state, len >> GMEM_PAGE_SHIFT);
+	if (err) {
+		gmem_err_prefix(err, "gmem_file_create");
+		goto out_free;
+	}
+	if (fstat(file->fd, &st)) {
+		err = gmem_err_sys(-errno, "gmem_file_create: fstat");
+		goto out_free;
+	}
+	file->state.header->dev = st.st_dev;
+	file->state.header->ino = st.st_ino;
+	*ret = file;
+	return 0;
+
+out_free:
+	gmem_file_free(file);
+	return err;
+}
+
+int gmem_file_open(int fd, int state_fd, struct gmem_file **ret)
+{
+	struct gmem_file *file;
+	struct stat st;
+	int err;
+
+	if (fstat(fd, &st))
+		return gmem_err_sys(-errno, "gmem_file_open: memory");
+	file = new_file();
+	if (!file)
+		return gmem_err_sys(-ENOMEM, "gmem_file_open");
+	err = gmem_state_open(&file->state, state_fd);
+	if (err) {
+		gmem_err_prefix(err, "gmem_file_open");
+		goto out_free;
+	}
+	if (file->state.header->dev != st.st_dev || file->state.header->ino != st.st_ino ||
+	    (uint64_t)st.st_size != file->state.npages << GMEM_PAGE_SHIFT) {
+		err = gmem_err(-EINVAL, "gmem_file_open: this page-state table belongs to another memory file");
+		goto out_free;
+	}
+	file->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	if (file->fd < 0) {
+		err = gmem_err_sys(-errno, "gmem_file_open");
+		goto out_free;
+	}
+	file->len = (uint64_t)st.st_size;
+	*ret = file;
+	return 0;
+
+out_free:
+	gmem_file_free(file);
+	return err;
+}
+
+void gmem_file_free(struct gmem_file *file)
+{
+	if (!file)
+		return;
+	gmem_state_close(&file->state);
+	if (file->fd >= 0)
+		close(file->fd);
+	gmem_rwlock_destroy(&file->invalidate_lock);
+	free(file);
+}
+
+uint64_t gmem_file_size(const struct gmem_file *file)
+{
+	return file->len;
+}
+
+int gmem_file_fd(const struct gmem_file *file)
+{
+	return file->fd;
+}
+
+int gmem_file_state_fd(const struct gmem_file *file)
+{
+	return file->state.fd;
+}
+
+void gmem_file_set_generation(struct gmem_file *file, uint32_t generation)
+{
+	file->generation = generation;
+}
+
+int gmem_file_check_range(const struct gmem_file *file, const char *who, uint64_t off, uint64_t len)
+{
+	if (!len || !gmem_page_aligned(off) || !gmem_page_aligned(len))
+		return gmem_err(-EINVAL, "%s: off 0x%llx, len 0x%llx: not multiples of %u, or empty", who,
+				(unsigned long long)off, (unsigned long long)len, GMEM_PAGE_SIZE);
+	if (!gmem_range_inside(off, len, file->len))
+		return gmem_err(-ERANGE, "%s: off 0x%llx, len 0x%llx: past the end (0x%llx)", who,
+				(unsigned long long)off, (unsigned long long)len, (unsigned long long)file->len);
+	return 0;
+}
+
+int gmem_file_page_state(const struct gmem_file *file, uint64_t off)
+{
+	uint32_t word;
+
+	if (off >= file->len)
+		return gmem_err(-ERANGE, "gmem_file_page_state: off 0x%llx: past the end (0x%llx)",
+				(unsigned long long)off, (unsigned long long)file->len);
+	word = gmem_state_word(&file->state, off >> GMEM_PAGE_SHIFT);
+	if (word & GMEM_WORD_POISONED)
+		return GMEM_PAGE_POISONED;
+	switch (gmem_word_content(word)) {
+	case GMEM_WORD_UPTODATE:
+		return GMEM_PAGE_UPTODATE;
+	case GMEM_WORD_REMOVED:
+		return GMEM_PAGE_REMOVED;
+	default:
+		return word & GMEM_WORD_LOCKED ? GMEM_PAGE_FILLING : GMEM_PAGE_ABSENT;
+	}
+}
+
+/* The table is sparse: a hole in its file is so many absent pages. */
+static uint64_t next_used_page(const struct gmem_file *file, uint64_t page)
+{
+	off_t at = (off_t)(GMEM_STATE_HEADER_LEN + page * sizeof(uint32_t));
+	off_t data = lseek(file->state.fd, at, SEEK_DATA);
+
+	if (data < 0)
+		return errno == ENXIO ? file->state.npages : page;
+	return data <= at ? page : ((uint64_t)data - GMEM_STATE_HEADER_LEN) / sizeof(uint32_t);
+}
+
+int gmem_file_query(const struct gmem_file *file, struct gmem_file_counts *counts)
+{
+	struct gmem_file_counts c = { .size = sizeof(c) };
+	struct stat st;
+
+	if (counts->size < sizeof(c))
+		return gmem_err(-EINVAL, "gmem_file_query: size %zu: expected %zu", counts->size, sizeof(c));
+	if (fstat(file->fd, &st))
+		return gmem_err_sys(-errno, "gmem_file_query");
+	for (uint64_t page = 0; page < file->state.npages; page++) {
+		if (page % (GMEM_PAGE_SIZE / sizeof(uint32_t)) == 0) {
+			uint64_t next = gmem_min_u64(next_used_page(file, page), file->state.npages);
+
+			c.absent += next - page;
+			page = next;
+			if (page == file->state.npages)
+				break;
+		}
+		switch (gmem_file_page_state(file, page << GMEM_PAGE_SHIFT)) {
+		case GMEM_PAGE_ABSENT:
+			c.absent++;
+			break;
+		case GMEM_PAGE_FILLING:
+			c.filling++;
+			break;
+		case GMEM_PAGE_UPTODATE:
+			c.uptodate++;
+			break;
+		case GMEM_PAGE_REMOVED:
+			c.removed++;
+			break;
+		default:
+			c.poisoned++;
+			break;
+		}
+	}
+	c.resident = (uint64_t)st.st_blocks * 512;
+	*counts = c;
+	return 0;
+}
+
+pid_t gmem_file_want_fill(struct gmem_file *file)
+{
+	atomic_store(&file->state.header->fill_wanted, 1);
+	return gmem_state_server_alive(&file->state) ? atomic_load(&file->state.header->server_pid) : 0;
+}

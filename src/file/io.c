@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: MIT */
+/* The library's own accesses to a file's bytes, and their removal. */
+#include <errno.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/err.h"
+#include "base/range.h"
+#include "file/file.h"
+#include "sys/memfd.h"
+
+/* A page lock is held for the time of a copy, or until its dead holder is fenced. */
+static void wait_for_page(struct gmem_file *file, uint64_t page)
+{
+	const struct timespec pause = { .tv_nsec = 20000 };
+
+	while (gmem_state_owns(&file->state, page, gmem_file_generation(file)))
+		nanosleep(&pause, NULL);
+}
+
+int gmem_file_punch(struct gmem_file *file, uint64_t off, uint64_t len)
+{
+	int err = gmem_file_check_range(file, "gmem_file_punch", off, len);
+
+	if (err)
+		return err;
+	/*
+	 * Exclusive: nobody in this process is between insert and publish. State before bytes: one who dies in
+	 * between leaves pages that are never filled again, which is what was asked for.
+	 */
+	gmem_rwlock_lock(&file->invalidate_lock);
+	for (uint64_t page = off >> GMEM_PAGE_SHIFT; page < (off + len) >> GMEM_PAGE_SHIFT; page++)
+		gmem_state_remove(&file->state, page);
+	err = gmem_memfd_punch(file->fd, off, len);
+	gmem_rwlock_unlock(&file->invalidate_lock);
+	if (err)
+		return gmem_err_sys(err, "gmem_file_punch: off 0x%llx, len 0x%llx", (unsigned long long)off,
+				    (unsigned long long)len);
+	return 0;
+}
+
+int gmem_file_back(struct gmem_file *file, uint64_t off, uint64_t len)
+{
+	int err = gmem_memfd_allocate(file->fd, off, len);
+
+	if (err)
+		return gmem_err_sys(err, "guest memory file: %llu bytes at 0x%llx", (unsigned long long)len,
+				    (unsigned long long)off);
+	return 0;
+}
+
+int gmem_file_poison_page(struct gmem_file *file, uint64_t off)
+{
+	uint64_t page = off >> GMEM_PAGE_SHIFT;
+	uint32_t generation = gmem_file_generation(file);
+	enum gmem_state_lock got = gmem_state_trylock(&file->state, page, generation);
+
+	if (got == GMEM_STATE_BAD)
+		return 1;
+	if (got == GMEM_STATE_IN_PLACE)
+		return -EEXIST;
+	if (got == GMEM_STATE_BUSY)
+		return -EBUSY;
+	(void)gmem_memfd_punch(file->fd, off, GMEM_PAGE_SIZE);
+	if (got == GMEM_STATE_ABANDONED || !gmem_state_poison(&file->state, page, generation)) {
+		gmem_state_unlock(&file->state, page, generation);
+		return -EEXIST;
+	}
+	return 0;
+}
+
+static int check_io(const struct gmem_file *file, const char *who, uint64_t off, size_t len)
+{
+	if (!gmem_range_inside(off, len, file->len))
+		return gmem_err(-ERANGE, "%s: off 0x%llx, len 0x%zx: past the end (0x%llx)", who,
+				(unsigned long long)off, len, (unsigned long long)file->len);
+	return 0;
+}
+
+/* A part of a page of the file and the same part of the caller's buffer, by way of a page of our own. */
+static int read_page(struct gmem_file *file, uint64_t page, uint32_t at, uint32_t n, void *bounce)
+{
+	uint32_t word = gmem_state_word(&file->state, page);
+	int err;
+
+	if (word & GMEM_WORD_POISONED)
+		return gmem_err(-EHWPOISON, "gmem_file_read: page at 0x%llx is poisoned",
+				(unsigned long long)page << GMEM_PAGE_SHIFT);
+	/* Bytes on their way in: part of them is neither what was nor what will be. */
+	if (gmem_word_locked(word, gmem_file_generation(file)) && !(word & GMEM_WORD_DOOMED))
+		return -EBUSY;
+	/* Unwanted, or left behind by one who died over them. */
+	if (word & GMEM_WORD_LOCKED) {
+		memset(bounce, 0, n);
+		return 0;
+	}
+	err = gmem_pread_all(file->fd, bounce, n, (page << GMEM_PAGE_SHIFT) + at);
+	if (err)
+		return gmem_err_sys(err, "gmem_file_read: page at 0x%llx", (unsigned long long)page << GMEM_PAGE_SHIFT);
+	return gmem_state_word(&file->state, page) == word ? 0 : -EAGAIN;
+}
+
+int gmem_file_read(struct gmem_file *file, uint64_t off, void *buf, size_t len)
+{
+	char bounce[GMEM_PAGE_SIZE], *out = buf;
+	int err = check_io(file, "gmem_file_read", off, len);
+
+	while (!err && len) {
+		uint64_t page = off >> GMEM_PAGE_SHIFT;
+		uint32_t at = (uint32_t)(off - (page << GMEM_PAGE_SHIFT));
+		uint32_t n = (uint32_t)gmem_min_u64(len, GMEM_PAGE_SIZE - at);
+
+		do {
+			gmem_rwlock_lock_shared(&file->invalidate_lock);
+			err = read_page(file, page, at, n, bounce);
+			gmem_rwlock_unlock_shared(&file->invalidate_lock);
+			if (err == -EBUSY)
+				wait_for_page(file, page);
+		} while (err == -EBUSY || err == -EAGAIN);
+		if (err)
+			break;
+		gmem_might_fault();
+		memcpy(out, bounce, n);
+		out += n;
+		off += n;
+		len -= n;
+	}
+	return err;
+}
+
+/* Under the shared lock: the page comes into being through the backing operations, or is written where it is. */
+static int write_page(struct gmem_file *file, uint64_t page, uint32_t at, uint32_t n, const char *bounce)
+{
+	uint64_t off = page << GMEM_PAGE_SHIFT;
+	struct gmem_folio folio;
+	int err;
+
+	err = file->ops->lookup(file, off, 1, &folio);
+	if (err == -EHWPOISON)
+		return gmem_err(err, "gmem_file_write: page at 0x%llx is poisoned", (unsigned long long)off);
+	if (err == 0) {
+		err = gmem_pwrite_all(file->fd, bounce, n, off + at);
+		return err ? gmem_err_sys(err, "gmem_file_write: page at 0x%llx", (unsigned long long)off) : 0;
+	}
+	if (err != -ENOENT)
+		return err;
+	/*
+	 * Absent to the table, but a view may have put bytes there, and may be doing so now; and a server that comes
+	 * takes our lock for a dead one's and fills the page. So not one byte more than was asked for is written.
+	 */
+	err = file->ops->alloc(file, off, 1, &folio);
+	if (err)
+		return err;
+	folio.data = bounce;
+	folio.at = at;
+	folio.len = n;
+	err = file->ops->insert(file, &folio);
+	if (err == -EHWPOISON)
+		return gmem_err(err, "gmem_file_write: page at 0x%llx is poisoned", (unsigned long long)off);
+	if (err)
+		return err;
+	file->ops->publish(file, &folio);
+	/* A server that came meanwhile filled the page, perhaps over our bytes: come again and find it in place. */
+	return folio.generation == gmem_file_generation(file) ? 0 : -EEXIST;
+}
+
+int gmem_file_write(struct gmem_file *file, uint64_t off, const void *buf, size_t len)
+{
+	int err = check_io(file, "gmem_file_write", off, len);
+	char bounce[GMEM_PAGE_SIZE];
+	const char *in = buf;
+
+	while (!err && len) {
+		uint64_t page = off >> GMEM_PAGE_SHIFT;
+		uint32_t at = (uint32_t)(off - (page << GMEM_PAGE_SHIFT));
+		uint32_t n = (uint32_t)gmem_min_u64(len, GMEM_PAGE_SIZE - at);
+
+		gmem_might_fault();
+		memcpy(bounce, in, n);
+		do {
+			gmem_rwlock_lock_shared(&file->invalidate_lock);
+			err = write_page(file, page, at, n, bounce);
+			gmem_rwlock_unlock_shared(&file->invalidate_lock);
+			if (err == -EBUSY)
+				wait_for_page(file, page);
+		} while (err == -EBUSY || err == -EEXIST);
+		in += n;
+		off += n;
+		len -= n;
+	}
+	return err;
+}

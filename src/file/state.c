@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: MIT */
+#include "file/state.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/err.h"
+#include "base/range.h"
+#include "sys/memfd.h"
+
+static int map(struct gmem_state *s, int fd, uint64_t len)
+{
+	void *p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+
+	if (p == MAP_FAILED)
+		return gmem_err_sys(-errno, "page-state table of %llu bytes", (unsigned long long)len);
+	s->header = p;
+	s->words = (_Atomic uint32_t *)((char *)p + GMEM_STATE_HEADER_LEN);
+	s->map_len = len;
+	s->fd = fd;
+	return 0;
+}
+
+static uint64_t table_len(uint64_t npages)
+{
+	return gmem_page_round_down(GMEM_STATE_HEADER_LEN + npages * sizeof(uint32_t) + GMEM_PAGE_SIZE - 1);
+}
+
+int gmem_state_create(struct gmem_state *s, uint64_t npages)
+{
+	uint64_t len = table_len(npages), cookie;
+	int fd, err;
+
+	if (getrandom(&cookie, sizeof(cookie), 0) != sizeof(cookie))
+		return gmem_err_sys(-errno, "page-state table: random number");
+	fd = gmem_memfd_create("gmem-state", len);
+	if (fd < 0)
+		return gmem_err_sys(fd, "page-state table of %llu bytes", (unsigned long long)len);
+	err = map(s, fd, len);
+	if (err) {
+		close(fd);
+		return err;
+	}
+	s->npages = npages;
+	s->header->magic = GMEM_STATE_MAGIC;
+	s->header->version = GMEM_STATE_VERSION;
+	s->header->page_shift = GMEM_PAGE_SHIFT;
+	s->header->npages = npages;
+	s->header->cookie = cookie;
+	return 0;
+}
+
+int gmem_state_open(struct gmem_state *s, int fd)
+{
+	struct stat st;
+	int own, err;
+
+	if (fstat(fd, &st))
+		return gmem_err_sys(-errno, "page-state table");
+	if (!S_ISREG(st.st_mode) || st.st_size < (off_t)(GMEM_STATE_HEADER_LEN + sizeof(uint32_t)))
+		return gmem_err(-EINVAL, "page-state table: not one (%lld bytes)", (long long)st.st_size);
+	/* Without these seals the other side could shrink it under us: SIGBUS. */
+	if ((fcntl(fd, F_GET_SEALS) & F_SEAL_SHRINK) != F_SEAL_SHRINK)
+		return gmem_err(-EINVAL, "page-state table: not a sealed memory file");
+	own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	if (own < 0)
+		return gmem_err_sys(-errno, "page-state table");
+	err = map(s, own, (uint64_t)st.st_size);
+	if (err)
+		goto out_close;
+	err = -EINVAL;
+	if (s->header->magic != GMEM_STATE_MAGIC) {
+		gmem_err(err, "page-state table: no magic number");
+		goto out_unmap;
+	}
+	if (s->header->version != GMEM_STATE_VERSION || s->header->page_shift != GMEM_PAGE_SHIFT) {
+		err = gmem_err(-EPROTONOSUPPORT, "page-state table: layout %u, this gmem knows %u", s->header->version,
+			       GMEM_STATE_VERSION);
+		goto out_unmap;
+	}
+	s->npages = s->header->npages;
+	if (s->npages > (uint64_t)st.st_size / sizeof(uint32_t) || table_len(s->npages) != (uint64_t)st.st_size) {
+		gmem_err(err, "page-state table: says %llu pages in %lld bytes", (unsigned long long)s->npages,
+			 (long long)st.st_size);
+		goto out_unmap;
+	}
+	return 0;
+
+out_unmap:
+	munmap(s->header, s->map_len);
+out_close:
+	close(own);
+	*s = (struct gmem_state){ .fd = -1 };
+	return err;
+}
+
+void gmem_state_close(struct gmem_state *s)
+{
+	if (!s->header)
+		return;
+	munmap(s->header, s->map_len);
+	close(s->fd);
+	*s = (struct gmem_state){ .fd = -1 };
+}
+
+enum gmem_state_lock gmem_state_trylock(struct gmem_state *s, uint64_t page, uint32_t generation)
+{
+	uint32_t old = gmem_state_word(s, page);
+	uint32_t mine = GMEM_WORD_LOCKED | generation << GMEM_WORD_GEN_SHIFT;
+
+	for (;;) {
+		uint32_t new = mine | (old & GMEM_WORD_DOOMED);
+
+		if (gmem_word_content(old) != GMEM_WORD_ABSENT)
+			return GMEM_STATE_IN_PLACE;
+		if (old & GMEM_WORD_POISONED)
+			return GMEM_STATE_BAD;
+		if (gmem_word_locked(old, generation))
+			return GMEM_STATE_BUSY;
+		if (atomic_compare_exchange_weak_explicit(&s->words[page], &old, new, memory_order_acq_rel,
+							  memory_order_acquire))
+			break;
+	}
+	if (old & GMEM_WORD_DOOMED)
+		return GMEM_STATE_ABANDONED;
+	return old & GMEM_WORD_LOCKED ? GMEM_STATE_STALE : GMEM_STATE_LOCKED;
+}
+
+bool gmem_state_publish(struct gmem_state *s, uint64_t page, uint32_t generation)
+{
+	uint32_t old = GMEM_WORD_LOCKED | generation << GMEM_WORD_GEN_SHIFT;
+
+	/* Release: pairs with gmem_state_word(). Only DOOMED can have come in between. */
+	return atomic_compare_exchange_strong_explicit(&s->words[page], &old, GMEM_WORD_UPTODATE, memory_order_release,
+						       memory_order_relaxed);
+}
+
+bool gmem_state_owns(const struct gmem_state *s, uint64_t page, uint32_t generation)
+{
+	return gmem_word_locked(gmem_state_word(s, page), generation);
+}
+
+void gmem_state_unlock(struct gmem_state *s, uint64_t page, uint32_t generation)
+{
+	uint32_t old = gmem_state_word(s, page);
+	uint32_t new;
+
+	do {
+		if (!gmem_word_locked(old, generation))
+			return;
+		new = old &GMEM_WORD_DOOMED ? GMEM_WORD_REMOVED : GMEM_WORD_ABSENT;
+	} while (!atomic_compare_exchange_weak_explicit(&s->words[page], &old, new, memory_order_release,
+							memory_order_relaxed));
+}
+
+bool gmem_state_poison(struct gmem_state *s, uint64_t page, uint32_t generation)
+{
+	uint32_t old = GMEM_WORD_LOCKED | generation << GMEM_WORD_GEN_SHIFT;
+
+	return atomic_compare_exchange_strong_explicit(&s->words[page], &old, GMEM_WORD_POISONED, memory_order_release,
+						       memory_order_relaxed);
+}
+
+bool gmem_state_remove(struct gmem_state *s, uint64_t page)
+{
+	uint32_t old = gmem_state_word(s, page);
+	uint32_t new;
+
+	/* A balloon removes the same pages again and again. */
+	if (old == GMEM_WORD_REMOVED)
+		return true;
+	do {
+		new = old &GMEM_WORD_LOCKED ? old | GMEM_WORD_DOOMED : GMEM_WORD_REMOVED;
+	} while (!atomic_compare_exchange_weak_explicit(&s->words[page], &old, new, memory_order_acq_rel,
+							memory_order_acquire));
+	return !(new &GMEM_WORD_LOCKED);
+}
+
+bool gmem_state_zero(struct gmem_state *s, uint64_t page)
+{
+	uint32_t old = GMEM_WORD_ABSENT;
+
+	return atomic_compare_exchange_strong_explicit(&s->words[page], &old, GMEM_WORD_REMOVED, memory_order_acq_rel,
+						       memory_order_acquire);
+}
+
+void gmem_state_forget_region(struct gmem_state *s, uint64_t hva, int uffd)
+{
+	struct gmem_state_header *h = s->header;
+	uint32_t n = (uint32_t)gmem_min_u64(atomic_load(&h->nregions), GMEM_STATE_MAX_REGIONS);
+
+	for (uint32_t i = 0; i < n; i++) {
+		struct gmem_state_region *r = &h->regions[i];
+
+		if (!r->len || r->hva != hva || r->uffd != uffd)
+			continue;
+		r->len = 0;
+		close(r->fd);
+	}
+}

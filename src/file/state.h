@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The page-state table: one 32-bit word a page, in shared memory.
+ *
+ * Enters: page numbers. Leaves: what is known of them. The table is the crash-safe fill map: it lives in a memory
+ * file of its own that the program, the keeper and the server all hold, so it says the truth whichever of them dies.
+ * Words are read and changed with atomics and no lock; the LOCKED bit of a word *is* the page lock. A memory file has
+ * holes, so a table for 1 TiB costs nothing until used.
+ *
+ *	ABSENT --lock--> ABSENT|LOCKED(generation) --bytes in the memory, then publish--> UPTODATE --continue--> mapped
+ *	   |                    `--undo--> ABSENT
+ *	   `--remove--> REMOVED <--remove-- UPTODATE
+ *
+ * A page lock of another generation belongs to a server that is dead (it was fenced before the generation was
+ * raised): the page is unfilled, and nobody has seen its bytes, because it was never continued. A page that is
+ * removed while it is locked is marked DOOMED; the holder of the lock drops it instead of publishing it.
+ */
+#ifndef GMEM_FILE_STATE_H
+#define GMEM_FILE_STATE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "gmem.h"
+
+#define GMEM_STATE_MAGIC 0x45544154534d4547ull /* "GEMSTATE" */
+#define GMEM_STATE_VERSION 1u
+#define GMEM_STATE_MAX_REGIONS 32u
+
+#define GMEM_WORD_CONTENT 0x3u /* mask */
+#define GMEM_WORD_ABSENT 0x0u
+#define GMEM_WORD_UPTODATE 0x1u
+#define GMEM_WORD_REMOVED 0x2u
+#define GMEM_WORD_POISONED (1u << 2) /* with ABSENT */
+#define GMEM_WORD_LOCKED (1u << 3)
+#define GMEM_WORD_DOOMED (1u << 4) /* with LOCKED */
+#define GMEM_WORD_GEN_SHIFT 8
+#define GMEM_MAX_GENERATION ((1u << 24) - 1)
+
+/*
+ * A mapping of the file in the attached program, recorded there so that a new keeper can find everything in that
+ * program alone.
+ */
+struct gmem_state_region {
+	uint64_t hva, off, len; /* len 0: unmapped since */
+	int32_t uffd; /* descriptor numbers in the program */
+	int32_t fd;
+};
+
+/*
+ * First page of the table's file. All but the atomics is written before the table is shared, or by the attached
+ * program only.
+ */
+struct gmem_state_header {
+	uint64_t magic;
+	uint32_t version;
+	uint32_t page_shift;
+	uint64_t npages;
+	uint64_t cookie; /* random: says that two descriptors belong together, see gmem_file_open() */
+	uint64_t dev, ino; /* of the memory */
+	_Atomic uint32_t generation; /* of the present server; 0 before the first */
+	_Atomic uint32_t fill_wanted; /* somebody waits for the file to be complete */
+	_Atomic int32_t server_pid;
+	uint32_t image_region;
+	_Atomic uint64_t server_start; /* its start time, clock ticks after boot: pid numbers are used again */
+	_Atomic uint32_t nregions;
+	_Atomic uint32_t note; /* gmem_server_set_note() */
+	struct gmem_state_region regions[GMEM_STATE_MAX_REGIONS];
+	uint64_t image_dev, image_ino,
+		image_size; /* of the image, so that another file under its name is not taken for it */
+	int64_t image_mtime_ns;
+	char image_path[1024];
+};
+
+#define GMEM_STATE_HEADER_LEN 4096u
+_Static_assert(sizeof(struct gmem_state_header) <= GMEM_STATE_HEADER_LEN, "state header");
+
+struct gmem_state {
+	struct gmem_state_header *header;
+	_Atomic uint32_t *words;
+	uint64_t npages;
+	uint64_t map_len;
+	int fd;
+};
+
+/* Makes a table for `npages` pages, all ABSENT. */
+int gmem_state_create(struct gmem_state *s, uint64_t npages);
+/* Maps an existing one; borrows and duplicates fd. -EPROTONOSUPPORT, -EINVAL. */
+int gmem_state_open(struct gmem_state *s, int fd);
+void gmem_state_close(struct gmem_state *s);
+
+/* True if the server that a table names is alive. */
+bool gmem_state_server_alive(const struct gmem_state *state);
+/* Ends it, and waits for its end. 0 if none lives; -EPERM, -EBUSY (it does not end). */
+int gmem_state_end_server(const struct gmem_state *state);
+/*
+ * Calls `found` for each descriptor of process `pid` that is a page-state table, by its number there, until it returns
+ * something other than 0: that is returned. -ESRCH, -EACCES.
+ */
+int gmem_state_find(pid_t pid, int (*found)(void *opaque, int fd), void *opaque);
+
+/* In the attached program: takes the note of a mapping that has gone out of the header. */
+void gmem_state_forget_region(struct gmem_state *s, uint64_t hva, int uffd);
+
+static inline uint32_t gmem_state_word(const struct gmem_state *s, uint64_t page)
+{
+	/* Pairs with the release in gmem_state_publish(): who sees UPTODATE sees the bytes. */
+	return atomic_load_explicit(&s->words[page], memory_order_acquire);
+}
+
+static inline uint32_t gmem_word_content(uint32_t word)
+{
+	return word & GMEM_WORD_CONTENT;
+}
+
+/* A lock that a live holder of this generation has. */
+static inline bool gmem_word_locked(uint32_t word, uint32_t generation)
+{
+	return (word & GMEM_WORD_LOCKED) && word >> GMEM_WORD_GEN_SHIFT == generation;
+}
+
+/* Neither filled nor removed nor poisoned, whether or not somebody is at it. */
+static inline bool gmem_word_absent(uint32_t word)
+{
+	return gmem_word_content(word) == GMEM_WORD_ABSENT && !(word & GMEM_WORD_POISONED);
+}
+
+enum gmem_state_lock {
+	GMEM_STATE_LOCKED = 0, /* the caller holds the page lock; the page is ABSENT */
+	GMEM_STATE_STALE = 1, /* so too, and a dead server may have left bytes in the page */
+	GMEM_STATE_IN_PLACE = 2, /* UPTODATE or REMOVED */
+	GMEM_STATE_BUSY = 3, /* locked by this generation */
+	GMEM_STATE_BAD = 4, /* poisoned */
+	GMEM_STATE_ABANDONED =
+		5, /* the caller holds the lock of a page that is DOOMED: drop it and call gmem_state_unlock() */
+};
+
+/* Never waits. */
+enum gmem_state_lock gmem_state_trylock(struct gmem_state *s, uint64_t page, uint32_t generation);
+/*
+ * Unlocks a page whose bytes are in place. False if it was doomed meanwhile: the lock is still held, drop the bytes
+ * and unlock.
+ */
+bool gmem_state_publish(struct gmem_state *s, uint64_t page, uint32_t generation);
+/* True if the caller's lock is still its own: a later generation may have taken it for a dead one's. */
+bool gmem_state_owns(const struct gmem_state *s, uint64_t page, uint32_t generation);
+/* Unlocks without publishing: ABSENT again, or REMOVED if it was doomed. A lock that is another's by now stays. */
+void gmem_state_unlock(struct gmem_state *s, uint64_t page, uint32_t generation);
+/* Unlocks a page whose bytes are lost. False as gmem_state_publish(). */
+bool gmem_state_poison(struct gmem_state *s, uint64_t page, uint32_t generation);
+/* The page's bytes are unwanted. False if it is locked and was doomed: its holder will drop it. */
+bool gmem_state_remove(struct gmem_state *s, uint64_t page);
+/* An ABSENT, never locked page known to be zero needs no bytes: REMOVED. False if it is anything else by now. */
+bool gmem_state_zero(struct gmem_state *s, uint64_t page);
+
+#endif

@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: MIT */
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/err.h"
+#include "base/range.h"
+#include "file/file.h"
+
+int gmem_view_map(struct gmem_file *file, uint64_t off, uint64_t len, int prot, struct gmem_view **ret)
+{
+	struct gmem_view *view;
+	int err = gmem_file_check_range(file, "gmem_view_map", off, len);
+
+	if (err)
+		return err;
+	if (prot & ~(PROT_READ | PROT_WRITE))
+		return gmem_err(-EINVAL, "gmem_view_map: prot 0x%x: only PROT_READ and PROT_WRITE", (unsigned int)prot);
+	view = calloc(1, sizeof(*view));
+	if (!view)
+		return gmem_err_sys(-ENOMEM, "gmem_view_map");
+	*view = (struct gmem_view){ .off = off, .len = len, .file = file, .prot = prot, .uffd = -1 };
+	view->addr = mmap(NULL, len, prot, MAP_SHARED | MAP_NORESERVE, file->fd, (off_t)off);
+	if (view->addr == MAP_FAILED) {
+		err = gmem_err_sys(-errno, "gmem_view_map: %llu bytes", (unsigned long long)len);
+		free(view);
+		return err;
+	}
+	if (madvise(view->addr, len, MADV_DONTFORK)) {
+		err = gmem_err_sys(-errno, "gmem_view_map: MADV_DONTFORK");
+		munmap(view->addr, len);
+		free(view);
+		return err;
+	}
+	*ret = view;
+	return 0;
+}
+
+void gmem_view_unmap(struct gmem_view *view)
+{
+	if (!view)
+		return;
+	munmap(view->addr, view->len);
+	if (view->uffd >= 0) {
+		gmem_state_forget_region(&view->file->state, (uint64_t)(uintptr_t)view->addr, view->uffd);
+		close(view->uffd);
+	}
+	free(view);
+}
+
+void *gmem_view_addr(const struct gmem_view *view)
+{
+	return view->addr;
+}
+
+uint64_t gmem_view_len(const struct gmem_view *view)
+{
+	return view->len;
+}
