@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Userfaults in, resolved pages out.
+ *
+ * Enters: userfault messages of any number of descriptors, and sources. Leaves: pages, in the file by its backing
+ * operations and in the toucher's address space by UFFDIO_CONTINUE. A pager owns its threads: one reader, which never
+ * waits for a lock, a source or a page, and resolvers. Locks: `m` (the queue), `event_m` (the caller's callback);
+ * then the file's own. Nothing here touches guest memory.
+ */
+#ifndef GMEM_FAULT_PAGER_H
+#define GMEM_FAULT_PAGER_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "file/file.h"
+#include "gmem.h"
+
+#define GMEM_PAGER_MAX_REGIONS 1024u
+#define GMEM_PAGER_MAX_THREADS 64u
+#define GMEM_DEMAND_MAX_PAGES 64u /* fault-around */
+#define GMEM_FILL_MAX_PAGES 256u /* of one step of the fill */
+#define GMEM_STREAMS 4u
+
+struct gmem_pager_region {
+	struct gmem_file *file;
+	struct gmem_source *source;
+	uint64_t hva, off, len, source_off;
+	int uffd; /* our duplicate, shared by the regions of one descriptor */
+	int caller_uffd;
+	uint64_t uffd_dev, uffd_ino; /* of the descriptor; kernels before 5.12 give all the same */
+	unsigned int number;
+	_Atomic bool gone; /* the process or the mapping is: nothing to serve */
+	_Atomic uint64_t streams[GMEM_STREAMS]; /* sequential touchers: next page << 8 | log2 of the window */
+	_Atomic uint32_t next_stream;
+};
+
+struct gmem_fault {
+	struct gmem_pager_region *region;
+	uint64_t off; /* in the file */
+	uint64_t read_ns; /* when its message was read */
+	uint64_t not_before_ns; /* when it is to be tried (again) */
+	uint32_t tries;
+};
+
+/* What one resolving thread works with. */
+struct gmem_resolver {
+	struct gmem_pager *pager;
+	void *staging; /* GMEM_DEMAND_MAX_PAGES pages; the fill's holds more */
+	uint32_t max_pages;
+	bool nowait;
+	bool fill;
+};
+
+struct gmem_pager_counters {
+	_Atomic uint64_t missing, minor, removes, demand_pages, fill_pages, zero_pages, read_bytes, retries, errors,
+		poisoned;
+	_Atomic uint64_t latency[GMEM_LATENCY_BUCKETS], latency_max_ns, latency_sum_ns, latency_count;
+	_Atomic uint32_t user_mode_only;
+};
+
+struct gmem_pager {
+	struct gmem_pager_opts opts;
+	int epoll, stop_event;
+	int view_uffd; /* of this process's views, -1 until there is one; guarded by m */
+	_Atomic bool stopping;
+	_Atomic uint64_t reported_ns; /* when an error was last told */
+	_Atomic uint32_t fills; /* calls of gmem_pager_fill() */
+	_Atomic uint32_t pending; /* faults read and not yet resolved */
+
+	struct gmem_pager_region *regions[GMEM_PAGER_MAX_REGIONS];
+	_Atomic uint32_t nregions; /* release after the entry is whole; entries never change */
+
+	pthread_mutex_t m; /* guards the queue and the adding of regions */
+	pthread_cond_t queued;
+	struct gmem_fault *queue; /* ring */
+	uint32_t queue_size, queue_first, queue_used;
+
+	pthread_mutex_t event_m; /* one call of opts.event at a time */
+	pthread_t threads[GMEM_PAGER_MAX_THREADS + 1]; /* the first is the reader */
+	struct gmem_resolver resolvers[GMEM_PAGER_MAX_THREADS + 1]; /* a thread's own */
+	unsigned int nthreads;
+	struct gmem_pager_counters c;
+};
+
+uint64_t gmem_now_ns(void);
+
+/*
+ * resolve.c. 0: the toucher goes on. -EAGAIN, -EBUSY: try again a little later. -ESRCH: the region is gone. Anything
+ * else was reported as an event and is to be tried again, later.
+ */
+int gmem_resolve_fault(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t off);
+/*
+ * Brings in what is absent of [off, off + len), at most r->max_pages of it. Returns the pages looked at, or negative
+ * errno.
+ */
+int64_t gmem_resolve_fill(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t off, uint64_t len);
+void gmem_pager_report(struct gmem_pager *pager, enum gmem_pager_event_kind kind, int error, const char *text,
+		       const struct gmem_pager_region *region, uint64_t off, uint64_t len);
+int gmem_resolver_init(struct gmem_resolver *r, struct gmem_pager *pager, uint32_t max_pages);
+void gmem_resolver_destroy(struct gmem_resolver *r);
+
+/* queue.c */
+void gmem_pager_enqueue(struct gmem_pager *pager, const struct gmem_fault *faults, uint32_t n);
+bool gmem_pager_dequeue(struct gmem_pager *pager, struct gmem_fault *ret); /* waits; false when the pager stops */
+
+/* reader.c */
+void *gmem_pager_reader(void *resolver);
+void gmem_pager_count_latency(struct gmem_pager *pager, uint64_t ns);
+
+#endif

@@ -1,0 +1,462 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * One userfault from state to page.
+ *
+ * The order is the point: bytes are fetched with no lock held; then, under the invalidate lock shared, the state is
+ * looked at again, the pages that are still absent are inserted with their bytes and published, and only then is the
+ * toucher let go on. A server that dies anywhere in between leaves pages that are either absent or whole.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/err.h"
+#include "base/range.h"
+#include "fault/pager.h"
+#include "source/source.h"
+#include "sys/uffd.h"
+
+int gmem_resolver_init(struct gmem_resolver *r, struct gmem_pager *pager, uint32_t max_pages)
+{
+	size_t len = (size_t)max_pages * GMEM_PAGE_SIZE;
+	void *p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+
+	*r = (struct gmem_resolver){ .pager = pager, .max_pages = max_pages };
+	if (p == MAP_FAILED)
+		return gmem_err_sys(-errno, "pager: staging memory");
+	r->staging = p;
+	return 0;
+}
+
+void gmem_resolver_destroy(struct gmem_resolver *r)
+{
+	if (r->staging)
+		munmap(r->staging, (size_t)r->max_pages * GMEM_PAGE_SIZE);
+	r->staging = NULL;
+}
+
+void gmem_pager_report(struct gmem_pager *pager, enum gmem_pager_event_kind kind, int error, const char *text,
+		       const struct gmem_pager_region *region, uint64_t off, uint64_t len)
+{
+	struct gmem_pager_event event = {
+		.kind = kind,
+		.error = error,
+		.text = text,
+		.off = off,
+		.len = len,
+		.region = region ? region->number : 0,
+	};
+
+	if (!pager->opts.event)
+		return;
+	pthread_mutex_lock(&pager->event_m);
+	pager->opts.event(pager->opts.opaque, &event);
+	pthread_mutex_unlock(&pager->event_m);
+}
+
+static void count(_Atomic uint64_t *counter, uint64_t n)
+{
+	atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
+}
+
+static bool lock_file(struct gmem_resolver *r, struct gmem_file *file)
+{
+	if (r->nowait)
+		return gmem_rwlock_trylock_shared(&file->invalidate_lock);
+	gmem_rwlock_lock_shared(&file->invalidate_lock);
+	return true;
+}
+
+/* Told with no lock held: the caller's function may use the file. */
+static int region_gone(struct gmem_resolver *r, struct gmem_pager_region *region)
+{
+	/* The caller's function may take its time: not in the reader. */
+	if (r->nowait)
+		return -EAGAIN;
+	if (!atomic_exchange(&region->gone, true))
+		gmem_pager_report(r->pager, GMEM_PAGER_GONE, 0, "the process whose memory it is has ended", region,
+				  region->off, region->len);
+	return -ESRCH;
+}
+
+/* A marker in the toucher's address space: SIGBUS. The toucher wakes and dies by it. */
+static int mark_poisoned(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t off)
+{
+	uint64_t hva = region->hva + (off - region->off), done;
+	int err = gmem_uffd_poison(region->uffd, hva, GMEM_PAGE_SIZE, &done);
+
+	switch (err) {
+	case -EEXIST:
+		/*
+		 * Marked meanwhile; a toucher that came before the marker, and queued after its wake-up, still
+		 * sleeps.
+		 */
+	case -ENOENT:
+		/* Unmapped: its toucher meets what is there now. */
+		gmem_uffd_wake(region->uffd, hva, GMEM_PAGE_SIZE);
+		return 0;
+	case 0:
+		return 0;
+	case -ESRCH:
+		return -ESRCH;
+	case -EINVAL:
+		/* No markers in this kernel: better a toucher that waits for ever than one that reads wrong bytes. */
+		return 0;
+	default:
+		return -EAGAIN;
+	}
+}
+
+/*
+ * Lets the touchers of pages in place go on. Invalidate lock held shared. -EAGAIN: the address space is changing,
+ * come again.
+ */
+static int map_run(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t off, uint64_t len)
+{
+	uint64_t end = off + len, most = len, backed = UINT64_MAX;
+
+	while (off < end) {
+		uint64_t hva = region->hva + (off - region->off), done;
+		int err = gmem_uffd_continue(region->uffd, hva, gmem_min_u64(end - off, most), &done);
+
+		off += done;
+		switch (err) {
+		case 0:
+			break;
+		case -EEXIST:
+			/* Mapped meanwhile; a toucher that came before the mapping may still sleep. */
+			count(&r->pager->c.retries, 1);
+			gmem_uffd_wake(region->uffd, hva + done, GMEM_PAGE_SIZE);
+			off += GMEM_PAGE_SIZE;
+			break;
+		case -EFAULT:
+			/* In place, and no memory: zero, because it was known to be or because it was dropped since. */
+			if (backed == off) /* punched again at once, or another file is mapped there by now */
+				return -EAGAIN;
+			backed = off;
+			count(&r->pager->c.zero_pages, 1);
+			err = gmem_file_back(region->file, off, end - off);
+			if (err)
+				return err;
+			break;
+		case -EAGAIN:
+			count(&r->pager->c.retries, 1);
+			if (done)
+				break;
+			return -EAGAIN;
+		case -EIO: {
+			/* The kernel lost the page to a memory error. */
+			int marked = mark_poisoned(r, region, off);
+
+			if (marked)
+				return marked;
+			off += GMEM_PAGE_SIZE;
+			break;
+		}
+		case -ENOENT:
+			/*
+			 * A border inside the run, where the program has split its mapping (mprotect, madvise): page
+			 * by page. One page: it was unmapped, and its toucher must wake to meet what is there now.
+			 */
+			if (most > GMEM_PAGE_SIZE) {
+				most = GMEM_PAGE_SIZE;
+			} else {
+				gmem_uffd_wake(region->uffd, hva, GMEM_PAGE_SIZE);
+				off += GMEM_PAGE_SIZE;
+			}
+			break;
+		default:
+			return err;
+		}
+	}
+	return 0;
+}
+
+/* ---- how much to bring in */
+
+/*
+ * A toucher that goes on where the last window ended gets a window twice as wide; anyone else gets one page. A few
+ * touchers are told apart. Races between threads lose a window's width, nothing else.
+ */
+static uint32_t window_for(struct gmem_pager_region *region, uint64_t page, unsigned int *slot)
+{
+	for (unsigned int i = 0; i < GMEM_STREAMS; i++) {
+		uint64_t s = atomic_load_explicit(&region->streams[i], memory_order_relaxed);
+
+		if (s && s >> 8 == page) {
+			uint32_t pages = 2u << (s & 0xff);
+
+			*slot = i;
+			return pages < GMEM_DEMAND_MAX_PAGES ? pages : GMEM_DEMAND_MAX_PAGES;
+		}
+	}
+	*slot = atomic_fetch_add_explicit(&region->next_stream, 1, memory_order_relaxed) % GMEM_STREAMS;
+	return 1;
+}
+
+static void window_done(struct gmem_pager_region *region, unsigned int slot, uint64_t next_page, uint32_t window)
+{
+	uint64_t log2 = 31u - (unsigned int)__builtin_clz(window);
+
+	atomic_store_explicit(&region->streams[slot], next_page << 8 | log2, memory_order_relaxed);
+}
+
+static bool absent(const struct gmem_pager_region *region, uint64_t off)
+{
+	return gmem_word_absent(gmem_state_word(&region->file->state, off >> GMEM_PAGE_SHIFT));
+}
+
+static uint64_t source_off(const struct gmem_pager_region *region, uint64_t off)
+{
+	return region->source_off + (off - region->off);
+}
+
+static bool known_zero(const struct gmem_resolver *r, const struct gmem_pager_region *region, uint64_t off)
+{
+	return gmem_source_is_zero(region->source, source_off(region, off), GMEM_PAGE_SIZE, r->nowait);
+}
+
+/* The run around `off` inside [from, to) whose pages are all absent, and all or none known to be zero. */
+static void absent_run(const struct gmem_resolver *r, const struct gmem_pager_region *region, uint64_t off, bool zero,
+		       uint64_t *from, uint64_t *to)
+{
+	uint64_t a = off, b = off + GMEM_PAGE_SIZE;
+
+	while (a > *from && absent(region, a - GMEM_PAGE_SIZE) && known_zero(r, region, a - GMEM_PAGE_SIZE) == zero)
+		a -= GMEM_PAGE_SIZE;
+	while (b < *to && absent(region, b) && known_zero(r, region, b) == zero)
+		b += GMEM_PAGE_SIZE;
+	*from = a;
+	*to = b;
+}
+
+/* Grows [*from, *to) by what the source gives away with it, within the region and the staging memory. */
+static void grow(struct gmem_resolver *r, const struct gmem_pager_region *region, uint64_t off, uint64_t *from,
+		 uint64_t *to)
+{
+	uint64_t max = (uint64_t)r->max_pages * GMEM_PAGE_SIZE;
+	uint64_t start = source_off(region, *from), len = *to - *from;
+	uint64_t a, b;
+
+	gmem_source_extent(region->source, &start, &len);
+	a = gmem_max_u64(start, region->source_off) - region->source_off + region->off;
+	b = gmem_min_u64(start + len - region->source_off + region->off, region->off + region->len);
+	/* Keep the page that was asked for. */
+	if (b - a > max) {
+		a = gmem_max_u64(a, off < max / 2 ? 0 : off - max / 2);
+		b = gmem_min_u64(b, a + max);
+	}
+	*from = a;
+	*to = b;
+}
+
+/* ---- bringing in */
+
+/* The bytes will not come, however often they are asked for. Anything else another attempt may not meet. */
+static bool final(int err)
+{
+	return err == -EBADMSG || err == -EIO || err == -ENODATA;
+}
+
+static int fetch(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t from, uint64_t to)
+{
+	int err = r->nowait ? gmem_source_read_nowait(region->source, source_off(region, from), r->staging, to - from) :
+			      gmem_source_read(region->source, source_off(region, from), r->staging, to - from);
+
+	if (!err)
+		count(&r->pager->c.read_bytes, to - from);
+	return err;
+}
+
+/*
+ * Inserts, publishes and maps [from, to), staged or zero. Pages that somebody else has brought in meanwhile are
+ * mapped too. Invalidate lock held shared.
+ */
+static int install(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t from, uint64_t to, bool zero)
+{
+	const struct gmem_backing_ops *ops = region->file->ops;
+	_Atomic uint64_t *pages = r->fill ? &r->pager->c.fill_pages : &r->pager->c.demand_pages;
+	uint64_t off = from;
+	int busy = 0;
+
+	while (off < to) {
+		struct gmem_folio folio;
+		int err = ops->alloc(region->file, off, (uint32_t)((to - off) >> GMEM_PAGE_SHIFT), &folio);
+
+		if (err)
+			return err;
+		folio.data = zero ? NULL : (const char *)r->staging + (off - from);
+		err = ops->insert(region->file, &folio);
+		if (err == -EEXIST || err == -EBUSY || err == -EHWPOISON) {
+			/* One that is locked is not ours to map: its holder does, or its toucher comes again. */
+			if (err != -EEXIST)
+				busy = err;
+			folio.npages = 1;
+		} else if (err) {
+			return err;
+		} else {
+			ops->publish(region->file, &folio);
+			count(pages, folio.npages);
+			if (zero)
+				count(&r->pager->c.zero_pages, folio.npages);
+		}
+		off += (uint64_t)folio.npages << GMEM_PAGE_SHIFT;
+	}
+	if (!busy)
+		return map_run(r, region, from, to - from);
+	for (off = from; off < to; off += GMEM_PAGE_SIZE) {
+		int err = ops->present(region->file, off) ? map_run(r, region, off, GMEM_PAGE_SIZE) : 0;
+
+		if (err)
+			return err;
+	}
+	return busy == -EHWPOISON ? -EAGAIN : busy;
+}
+
+/*
+ * Every failed attempt is counted, one a second is told. In the reader none is: a resolver that meets the same does it.
+ * The answer is never -EAGAIN or -EBUSY, which mean that it is a matter of microseconds.
+ */
+static int report_failure(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t off, int err)
+{
+	uint64_t now = gmem_now_ns(), last = atomic_load(&r->pager->reported_ns);
+
+	if (r->nowait)
+		return -EAGAIN;
+	count(&r->pager->c.errors, 1);
+	if ((!last || now - last > 1000000000u) && atomic_compare_exchange_strong(&r->pager->reported_ns, &last, now))
+		gmem_pager_report(r->pager, GMEM_PAGER_ERROR, err, gmem_last_error(), region, off, GMEM_PAGE_SIZE);
+	return err == -EAGAIN || err == -EBUSY ? -ETIMEDOUT : err;
+}
+
+static bool expected(int err)
+{
+	return !err || err == -EAGAIN || err == -EBUSY || err == -ENOENT || err == -ESRCH;
+}
+
+/* The page is there, or known to be zero: map it, and as much after it as a sequential toucher will want. */
+static int map_in_place(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t off, uint32_t window)
+{
+	uint64_t left = (region->off + region->len - off) >> GMEM_PAGE_SHIFT;
+	struct gmem_folio folio;
+	int err;
+
+	if (!lock_file(r, region->file))
+		return -EAGAIN;
+	err = region->file->ops->lookup(region->file, off, (uint32_t)gmem_min_u64(window, left), &folio);
+	if (!err)
+		err = map_run(r, region, off, (uint64_t)folio.npages << GMEM_PAGE_SHIFT);
+	else if (err == -EHWPOISON)
+		err = mark_poisoned(r, region, off);
+	gmem_rwlock_unlock_shared(&region->file->invalidate_lock);
+	if (err == -ESRCH)
+		return region_gone(r, region);
+	return expected(err) ? err : report_failure(r, region, off, err);
+}
+
+/* A page whose bytes the source cannot give, ever. */
+static int lose_page(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t off, int error)
+{
+	char text[512];
+	int lost;
+
+	snprintf(text, sizeof(text), "%s", gmem_last_error());
+	if (!lock_file(r, region->file))
+		return -EAGAIN;
+	lost = gmem_file_poison_page(region->file, off);
+	gmem_rwlock_unlock_shared(&region->file->invalidate_lock);
+	if (lost < 0)
+		return -EAGAIN;
+	/* Told before the toucher dies of it. */
+	if (!lost) {
+		count(&r->pager->c.poisoned, 1);
+		gmem_pager_report(r->pager, GMEM_PAGER_POISONED, error, text, region, off, GMEM_PAGE_SIZE);
+	}
+	return map_in_place(r, region, off, 1);
+}
+
+/*
+ * Brings in [from, to), one run. `off` is the page that must come; the others may fail.
+ */
+static int bring_in(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t off, uint64_t from, uint64_t to,
+		    bool zero)
+{
+	int err = zero ? 0 : fetch(r, region, from, to);
+
+	if (err && r->nowait)
+		return -EAGAIN;
+	if (err && to - from > GMEM_PAGE_SIZE) {
+		from = off;
+		to = off + GMEM_PAGE_SIZE;
+		err = fetch(r, region, from, to);
+	}
+	if (err && final(err))
+		return lose_page(r, region, off, err);
+	if (err)
+		return report_failure(r, region, off, err);
+	if (!lock_file(r, region->file))
+		return -EAGAIN;
+	err = install(r, region, from, to, zero);
+	gmem_rwlock_unlock_shared(&region->file->invalidate_lock);
+	if (err == -ESRCH)
+		return region_gone(r, region);
+	return expected(err) ? err : report_failure(r, region, off, err);
+}
+
+int gmem_resolve_fault(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t off)
+{
+	uint64_t from = off, to;
+	unsigned int slot;
+	uint32_t window;
+	bool zero;
+	int err;
+
+	if (atomic_load_explicit(&region->gone, memory_order_relaxed))
+		return -ESRCH;
+	window = window_for(region, off >> GMEM_PAGE_SHIFT, &slot);
+	to = gmem_min_u64(off + (uint64_t)window * GMEM_PAGE_SIZE, region->off + region->len);
+	if (!absent(region, off)) {
+		err = map_in_place(r, region, off, window);
+	} else if (gmem_word_locked(gmem_state_word(&region->file->state, off >> GMEM_PAGE_SHIFT),
+				    gmem_file_generation(region->file))) {
+		return -EBUSY;
+	} else {
+		zero = known_zero(r, region, off);
+		if (!zero)
+			grow(r, region, off, &from, &to);
+		absent_run(r, region, off, zero, &from, &to);
+		err = bring_in(r, region, off, from, to, zero);
+	}
+	if (!err)
+		window_done(region, slot, to >> GMEM_PAGE_SHIFT, window);
+	return err == -ENOENT ? -EAGAIN : err;
+}
+
+int64_t gmem_resolve_fill(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t off, uint64_t len)
+{
+	uint64_t end = off + len, at = off, from, to;
+	int err;
+
+	if (atomic_load_explicit(&region->gone, memory_order_relaxed))
+		return -ESRCH;
+	/* Zero pages need no memory until somebody touches them. */
+	for (; at < end; at += GMEM_PAGE_SIZE) {
+		if (!absent(region, at))
+			continue;
+		if (!known_zero(r, region, at) || !gmem_state_zero(&region->file->state, at >> GMEM_PAGE_SHIFT))
+			break;
+		count(&r->pager->c.zero_pages, 1);
+	}
+	if (at > off || at == end)
+		return (int64_t)((at - off) >> GMEM_PAGE_SHIFT);
+	from = at;
+	to = gmem_min_u64(end, at + (uint64_t)r->max_pages * GMEM_PAGE_SIZE);
+	/* A zero page that a dead server had locked is written out; it is the only kind that gets here. */
+	absent_run(r, region, at, known_zero(r, region, at), &from, &to);
+	err = bring_in(r, region, at, from, to, known_zero(r, region, at));
+	if (err)
+		return err;
+	return (int64_t)((to - off) >> GMEM_PAGE_SHIFT);
+}
