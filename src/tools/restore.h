@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * gmem restore, in parts: restore.c (arguments), restore_start.c (memory, QEMU, device state), restore_keeper.c (the
+ * keeper, and joining one), restore_serve.c (pages, and what is told of them). One thread; no lock.
+ */
+#ifndef GMEM_TOOLS_RESTORE_H
+#define GMEM_TOOLS_RESTORE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "gmem.h"
+#include "link/qemu.h"
+#include "tools/ui.h"
+
+#define GMEM_RESTORE_MAX_FILES 32
+
+struct restore {
+	/* arguments */
+	const char *path; /* image */
+	const char *socket; /* of the keeper; NULL: one is made up */
+	const char *reattach; /* socket of a keeper, or pid of the program */
+	struct gmem_cmdline *override;
+	bool eager, no_fill, detach, take_over;
+
+	/* what is running */
+	char keeper_path[100], qmp_path[108];
+	char kernel_user[64]; /* an option that has the kernel touch guest memory, "" if there is none */
+	struct gmem_image *image;
+	struct gmem_saved *saved;
+	struct gmem_file *files[GMEM_RESTORE_MAX_FILES];
+	size_t nfiles;
+	struct gmem_keeper *keeper;
+	struct gmem_server *server;
+	struct gmem_qmp *qmp;
+	int vm_status; /* QEMU's exit code, once vm is 0 again */
+	pid_t vm; /* QEMU, our child unless reattached; 0: none */
+	bool child, killed; /* ours to wait for; by ourselves */
+	int process; /* a descriptor of it; -1: none */
+	uint64_t begun, ready, resumed; /* ns; 0: not yet */
+};
+
+/* restore_start.c: up to a guest that runs. GMEM_UI_*, as all of these. */
+int restore_start(struct restore *r);
+int restore_find_region(const struct restore *r, const struct gmem_saved_backend *backend, size_t *ret);
+/* Gives the device state to a QEMU that waits for it, and lets the guest go on if it ran when it was saved. */
+int restore_load_state(struct restore *r);
+int restore_resume(struct restore *r);
+/* Is the QEMU behind r->qmp one that can take the state, and is all of its memory served? */
+int restore_check_vm(struct restore *r);
+
+/*
+ * The note left with the memory (gmem_server_set_note()) once the guest runs: from then on, a pause is somebody's
+ * wish.
+ */
+#define RESTORE_RESUMED 1
+
+/* restore_keeper.c. */
+int restore_name_sockets(struct restore *r, const char *given);
+int restore_start_keeper(struct restore *r);
+int restore_connect(struct restore *r);
+/* Joins a guest that another server has left. */
+int restore_join(struct restore *r);
+
+/* Where this process was told to stop: the signal's number, or 0. */
+int restore_interrupted(void);
+void restore_catch_signals(void);
+/* QEMU's exit code, once it has ended; -1 while it runs. Waits for so long; -1: until it ends or a signal comes. */
+int restore_vm_status(struct restore *r, int timeout_ms);
+
+/* restore_serve.c: fills, tells, waits. */
+int restore_serve(struct restore *r);
+void restore_event(void *opaque, const struct gmem_pager_event *event);
+
+#endif
