@@ -156,6 +156,9 @@ int restore_serve(struct restore *r)
 {
 	int64_t n, kept;
 
+	/* A monitor takes one client: others may want it, `gmem save` first of all. */
+	gmem_qmp_close(r->qmp);
+	r->qmp = NULL;
 	if (r->resumed) {
 		char buf[GMEM_UI_TEXT];
 

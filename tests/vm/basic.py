@@ -2,9 +2,12 @@
 # SPDX-License-Identifier: MIT
 """Save and restore of a guest that gmem run started."""
 import os
+import re
 import sys
+import time
 
 import lib
+import vm
 from lib import expect
 
 
@@ -113,5 +116,32 @@ def detach(world):
     machine.console.check()
 
 
+def firmware_under_kvm(world):
+    """The kernel's own accesses are served: firmware runs on under KVM, its memory brought in as KVM touches it."""
+    lib.gmem_can('restore-qemu')
+    if not os.access('/dev/kvm', os.R_OK | os.W_OK):
+        raise vm.Skip('kvm', '/dev/kvm cannot be opened', 'join the group kvm')
+    lab, monitor, image = world.lab, world.lab.socket('kvm.sock'), world.path('kvm.gmem')
+    p = lab.start('kvm', [lab.gmem, 'run', '--qmp', monitor, '--', vm.QEMU, '-accel', 'kvm', '-m', '256M', '-nodefaults', '-display',
+                          'none'])
+    qmp = lib.Qmp(monitor)
+    time.sleep(2)
+    expect(qmp.run('query-kvm')['enabled'], 'KVM is not used')
+    qmp.close()
+    status, _, err, _ = lab.run('kvm-save', [lab.gmem, 'save', '--qmp', monitor, '--quit', image])
+    expect(status == 0, f'gmem save: {err}')
+    lab.wait_end(p, 20)
+    p = lab.start('kvm-restore', [lab.gmem, 'restore', '--no-fill', image])
+    lab.wait_for('resume', lambda: 'resumed after' in lab.log('kvm-restore'), 30, p)
+    time.sleep(1)
+    qmp = lib.Qmp(monitor)
+    expect(qmp.run('query-status')['status'] == 'running', 'it does not run')
+    qmp.run('quit')
+    expect(lab.wait_end(p, 20) == 0, f'gmem restore ended with status {p.returncode}')
+    missing = int(re.search(r'faults, missing\s+(\d+)', lab.log('kvm-restore'))[1])
+    print(f'# {missing} faults served')
+    expect(missing > 0, 'no fault was served')
+
+
 if __name__ == '__main__':
-    sys.exit(lib.run('vm-basic', [going_on_and_ended, eager, no_fill_and_save_again, paused_stays_paused, detach]))
+    sys.exit(lib.run('vm-basic', [going_on_and_ended, eager, no_fill_and_save_again, paused_stays_paused, detach, firmware_under_kvm]))
