@@ -108,7 +108,7 @@ class Bench:
         print(flush=True)
 
 
-class Monitor:
+class Monitor(vm.Qmp):
     """QMP, told of events as they come: no polling stands between an event and its time."""
     def __init__(self, path, p, timeout=60):
         deadline = time.monotonic() + timeout
@@ -130,23 +130,11 @@ class Monitor:
         self.run('qmp_capabilities')
         self.ready = time.monotonic()
 
-    def next(self):
+    def receive(self):
         line = self.file.readline()
         if not line:
             raise Failure('QEMU closed its monitor')
         return json.loads(line)
-
-    def run(self, command, **arguments):
-        self.file.write(json.dumps({'execute': command, 'arguments': arguments}) + '\n')
-        self.file.flush()
-        while True:
-            answer = self.next()
-            if 'event' in answer:
-                self.events.append(answer)
-            elif 'error' in answer:
-                raise Failure(f'QMP {command}: {answer["error"]["desc"]}')
-            else:
-                return answer['return']
 
     def wait_event(self, test):
         """The time at which the first event that passes came in."""
@@ -155,7 +143,7 @@ class Monitor:
                 if test(event):
                     self.events.remove(event)
                     return time.monotonic()
-            answer = self.next()
+            answer = self.receive()
             if 'event' in answer:
                 self.events.append(answer)
 
@@ -167,10 +155,6 @@ class Monitor:
                 raise Failure(f'QEMU: the migration has {status}')
             return event['event'] == 'MIGRATION' and status == 'completed'
         self.wait_event(ended)
-
-    def close(self):
-        self.file.close()
-        self.sock.close()
 
 
 def synthetic_command(memory):

@@ -8,26 +8,8 @@
 #include <time.h>
 
 #include "file/file.h"
+#include "file_util.h"
 #include "sys/memfd.h"
-
-#define P 4096ull
-
-static struct gmem_file *new_file(uint64_t len)
-{
-	struct gmem_file *file;
-
-	CHECK_OK(gmem_file_create(len, NULL, &file));
-	return file;
-}
-
-static struct gmem_file_counts query(const struct gmem_file *file)
-{
-	struct gmem_file_counts c = { .size = sizeof(c) };
-
-	CHECK_OK(gmem_file_query(file, &c));
-	CHECK_EQ(c.absent + c.filling + c.uptodate + c.removed + c.poisoned, gmem_file_size(file) / P);
-	return c;
-}
 
 TEST(create_errors)
 {

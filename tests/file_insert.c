@@ -7,9 +7,8 @@
 #include <sys/wait.h>
 
 #include "file/file.h"
+#include "file_util.h"
 #include "sys/memfd.h"
-
-#define P 4096ull
 
 /* Faults: the n-th call from now on fails with `fail_err`; 0: none. */
 static int fail_in, fail_err;
@@ -38,23 +37,6 @@ int __wrap_gmem_memfd_allocate(int fd, uint64_t off, uint64_t len)
 		return fail_err;
 	}
 	return __real_gmem_memfd_allocate(fd, off, len);
-}
-
-static struct gmem_file *new_file(uint64_t len)
-{
-	struct gmem_file *file;
-
-	CHECK_OK(gmem_file_create(len, NULL, &file));
-	return file;
-}
-
-static struct gmem_file_counts query(const struct gmem_file *file)
-{
-	struct gmem_file_counts c = { .size = sizeof(c) };
-
-	CHECK_OK(gmem_file_query(file, &c));
-	CHECK_EQ(c.absent + c.filling + c.uptodate + c.removed + c.poisoned, gmem_file_size(file) / P);
-	return c;
 }
 
 /* Neither a page nor a lock is left of an insert that failed. */

@@ -24,16 +24,6 @@ static size_t append(size_t at, const char *fmt, va_list ap)
 	return (size_t)n < sizeof(text) - at ? at + (size_t)n : sizeof(text) - 1;
 }
 
-int gmem_err(int err, const char *fmt, ...)
-{
-	va_list ap;
-
-	va_start(ap, fmt);
-	append(0, fmt, ap);
-	va_end(ap);
-	return err;
-}
-
 int gmem_set_error(int err, const char *fmt, ...)
 {
 	va_list ap;

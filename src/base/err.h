@@ -6,11 +6,13 @@
 #ifndef GMEM_BASE_ERR_H
 #define GMEM_BASE_ERR_H
 
+#include "gmem.h"
+
 /*
- * Stores the text and returns `err` (negative errno). The text begins with what failed: "gmem_file_punch: off 0x…:
- * not aligned".
+ * Stores the text and returns `err` (negative errno): what callers' functions use, under the name the library has for
+ * it. The text begins with what failed: "gmem_file_punch: off 0x…: not aligned".
  */
-int gmem_err(int err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+#define gmem_err gmem_set_error
 
 /* As gmem_err(), with ": " and the system's words for `err` appended. */
 int gmem_err_sys(int err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

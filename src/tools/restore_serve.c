@@ -9,8 +9,6 @@
 
 void restore_event(void *opaque, const struct gmem_pager_event *event)
 {
-	struct restore *r = opaque;
-
 	switch (event->kind) {
 	case GMEM_PAGER_POISONED:
 		gmem_ui_note("page at 0x%llx of region %u is lost, touching it is SIGBUS: %s",
@@ -23,7 +21,6 @@ void restore_event(void *opaque, const struct gmem_pager_event *event)
 	default:
 		break;
 	}
-	(void)r;
 }
 
 struct filling {
