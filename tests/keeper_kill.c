@@ -134,8 +134,8 @@ int __real_gmem_pwrite_all(int fd, const void *buf, size_t len, uint64_t off);
 int __wrap_gmem_pwrite_all(int fd, const void *buf, size_t len, uint64_t off);
 bool __real_gmem_state_publish(struct gmem_state *s, uint64_t page, uint32_t generation);
 bool __wrap_gmem_state_publish(struct gmem_state *s, uint64_t page, uint32_t generation);
-int __real_gmem_uffd_continue(int uffd, uint64_t hva, uint64_t len, uint64_t *done);
-int __wrap_gmem_uffd_continue(int uffd, uint64_t hva, uint64_t len, uint64_t *done);
+int __real_gmem_sys_uffd_continue(int uffd, uint64_t hva, uint64_t len, uint64_t *done);
+int __wrap_gmem_sys_uffd_continue(int uffd, uint64_t hva, uint64_t len, uint64_t *done);
 
 int __wrap_gmem_pwrite_all(int fd, const void *buf, size_t len, uint64_t off)
 {
@@ -160,13 +160,13 @@ bool __wrap_gmem_state_publish(struct gmem_state *s, uint64_t page, uint32_t gen
 	return published;
 }
 
-int __wrap_gmem_uffd_continue(int uffd, uint64_t hva, uint64_t len, uint64_t *done)
+int __wrap_gmem_sys_uffd_continue(int uffd, uint64_t hva, uint64_t len, uint64_t *done)
 {
 	int err;
 
 	if (now_is(BEFORE_CONTINUE))
 		die();
-	err = __real_gmem_uffd_continue(uffd, hva, len, done);
+	err = __real_gmem_sys_uffd_continue(uffd, hva, len, done);
 	if (now_is(AFTER_CONTINUE))
 		die();
 	return err;

@@ -76,7 +76,7 @@ TEST(bad_arguments)
 	CHECK(pager == (void *)1);
 	CHECK_OK(gmem_pager_create(NULL, &pager));
 	CHECK_ERR(gmem_pager_stats(pager, &st), -EINVAL);
-	uffd = gmem_uffd_open(UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM, NULL);
+	uffd = gmem_sys_uffd_open(UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM, NULL);
 	CHECK_OK(uffd);
 	r = (struct gmem_region){ .size = 4 };
 	CHECK_ERR(gmem_pager_add_region(pager, &r), -EINVAL);

@@ -28,9 +28,10 @@ static pid_t start_program(struct gmem_file *file, unsigned int id, uint64_t see
 		close(sv[0]);
 		p = mmap(NULL, n * P, PROT_READ | PROT_WRITE, MAP_SHARED, gmem_file_fd(file), 0);
 		CHECK(p != MAP_FAILED);
-		uffd = gmem_uffd_open(UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM, NULL);
+		uffd = gmem_sys_uffd_open(UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM, NULL);
 		CHECK_OK(uffd);
-		CHECK_OK(gmem_uffd_register(uffd, (uint64_t)(uintptr_t)p, n * P, GMEM_UFFD_MISSING | GMEM_UFFD_MINOR));
+		CHECK_OK(gmem_sys_uffd_register(uffd, (uint64_t)(uintptr_t)p, n * P,
+						GMEM_SYS_UFFD_MISSING | GMEM_SYS_UFFD_MINOR));
 		send_uffd(sv[1], uffd, p);
 		for (uint64_t i = 0; i < 2 * n; i++) {
 			uint64_t page = i < n ? tap_rand(&seed) % n : i - n;

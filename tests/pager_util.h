@@ -29,7 +29,7 @@
 static inline void need_uffd(void)
 {
 	bool um;
-	int fd = gmem_uffd_open(UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM, &um);
+	int fd = gmem_sys_uffd_open(UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM, &um);
 
 	if (fd < 0)
 		SKIP("uffd", "no userfaultfd with minor faults on shared memory: %s", strerror(-fd));

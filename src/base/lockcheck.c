@@ -30,12 +30,16 @@ static void say(const char *s)
 static const char *class_name(enum gmem_lock_class cls)
 {
 	switch (cls) {
+	case GMEM_LOCK_SLOTS:
+		return "slots";
 	case GMEM_LOCK_PAGER:
 		return "pager";
 	case GMEM_LOCK_INVALIDATE:
 		return "invalidate";
 	case GMEM_LOCK_PAGE:
 		return "page";
+	case GMEM_LOCK_MMU:
+		return "mmu";
 	case GMEM_LOCK_LEAF:
 		return "leaf";
 	}
@@ -91,6 +95,22 @@ void gmem_lockcheck_release(enum gmem_lock_class cls, const void *lock)
 		return;
 	}
 	violation("released but not held", cls, NULL);
+}
+
+void gmem_lockcheck_assert_held(enum gmem_lock_class cls, const void *lock)
+{
+	for (int i = 0; i < nheld; i++)
+		if (held[i].lock == lock && held[i].cls == cls)
+			return;
+	violation("not held", cls, NULL);
+}
+
+void gmem_lockcheck_assert_class(enum gmem_lock_class cls)
+{
+	for (int i = 0; i < nheld; i++)
+		if (held[i].cls == cls)
+			return;
+	violation("none is held", cls, NULL);
 }
 
 void gmem_might_fault(void)

@@ -11,15 +11,22 @@
 
 /* Outermost first; a thread may only take a lock of a class greater than all it holds. */
 enum gmem_lock_class {
+	GMEM_LOCK_SLOTS = 5, /* gmem_vm.slots_lock */
 	GMEM_LOCK_PAGER = 10, /* the pager's tables; never held while resolving */
 	GMEM_LOCK_INVALIDATE = 20, /* gmem_file.invalidate_lock */
 	GMEM_LOCK_PAGE = 30, /* the LOCKED bit of a page's state word */
+	GMEM_LOCK_MMU = 40, /* gmem_mmu.lock; read: map, write: zap */
 	GMEM_LOCK_LEAF = 90, /* held for a few instructions, nothing is taken under it */
 };
 
 #ifdef GMEM_LOCKCHECK
 void gmem_lockcheck_acquire(enum gmem_lock_class cls, const void *lock);
 void gmem_lockcheck_release(enum gmem_lock_class cls, const void *lock);
+
+/* This thread must hold `lock`. */
+void gmem_lockcheck_assert_held(enum gmem_lock_class cls, const void *lock);
+/* This thread must hold a lock of that class, whichever. */
+void gmem_lockcheck_assert_class(enum gmem_lock_class cls);
 
 /*
  * Says: the next statement touches the caller's memory, which may block on a userfault whose service needs our locks.
@@ -35,6 +42,15 @@ static inline void gmem_lockcheck_release(enum gmem_lock_class cls, const void *
 {
 	(void)cls;
 	(void)lock;
+}
+static inline void gmem_lockcheck_assert_held(enum gmem_lock_class cls, const void *lock)
+{
+	(void)cls;
+	(void)lock;
+}
+static inline void gmem_lockcheck_assert_class(enum gmem_lock_class cls)
+{
+	(void)cls;
 }
 static inline void gmem_might_fault(void)
 {

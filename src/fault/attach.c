@@ -138,7 +138,8 @@ int gmem_attach_region(struct gmem_attach *a, struct gmem_attach_file *file, int
 		return gmem_err(-ERANGE, "attach: a mapping past the end of the memory (off 0x%llx, len 0x%llx)",
 				(unsigned long long)off, (unsigned long long)len);
 	if (new_uffd) {
-		int uffd = gmem_uffd_open(UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM, &a->user_mode_only);
+		int uffd =
+			gmem_sys_uffd_open(UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM, &a->user_mode_only);
 
 		if (uffd < 0)
 			return gmem_err_sys(uffd, "attach: userfaultfd (see gmem info)");
@@ -147,7 +148,7 @@ int gmem_attach_region(struct gmem_attach *a, struct gmem_attach_file *file, int
 	place = place_for(a, file->state.header, hva, off, len);
 	if (!place)
 		return gmem_err(-ENOSPC, "attach: %u mappings of one memory file are the most", GMEM_STATE_MAX_REGIONS);
-	err = gmem_uffd_register(a->uffd, hva, len, GMEM_UFFD_MISSING | GMEM_UFFD_MINOR);
+	err = gmem_sys_uffd_register(a->uffd, hva, len, GMEM_SYS_UFFD_MISSING | GMEM_SYS_UFFD_MINOR);
 	if (err)
 		return gmem_err_sys(err, "attach: registering %llu bytes at 0x%llx", (unsigned long long)len,
 				    (unsigned long long)hva);

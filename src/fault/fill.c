@@ -136,7 +136,7 @@ static int let_go(struct gmem_pager_region *region, uint64_t from, uint64_t to)
 
 	if (from == to)
 		return 0;
-	err = gmem_uffd_unregister(region->uffd, region->hva + (from - region->off), to - from);
+	err = gmem_sys_uffd_unregister(region->uffd, region->hva + (from - region->off), to - from);
 	/* Something that takes no userfaults is mapped in the middle by now: go round it. */
 	if (err == -EINVAL && to - from > GMEM_PAGE_SIZE) {
 		uint64_t mid = from + gmem_page_round_down((to - from) / 2);

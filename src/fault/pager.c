@@ -310,7 +310,7 @@ int gmem_pager_add_region(struct gmem_pager *pager, const struct gmem_region *re
 	 * Faults read before the region was known, by us or by a server that died, are not told again unless their
 	 * touchers wake.
 	 */
-	gmem_uffd_wake(new->uffd, new->hva, new->len);
+	gmem_sys_uffd_wake(new->uffd, new->hva, new->len);
 	return (int)n;
 }
 
@@ -325,7 +325,7 @@ static int view_uffd(struct gmem_pager *pager)
 		return pager->view_uffd;
 	if (pager->opts.flags & GMEM_PAGER_REMOVE_DISCARDS)
 		features |= UFFD_FEATURE_EVENT_REMOVE;
-	fd = gmem_uffd_open(features, &user_mode_only);
+	fd = gmem_sys_uffd_open(features, &user_mode_only);
 	if (fd < 0)
 		return gmem_err_sys(fd, "gmem_pager_add_view: userfaultfd (see gmem info)");
 	atomic_store(&pager->c.user_mode_only, user_mode_only);
@@ -357,14 +357,14 @@ int gmem_pager_add_view(struct gmem_pager *pager, struct gmem_view *view, struct
 	own = fcntl(region.uffd, F_DUPFD_CLOEXEC, 0);
 	if (own < 0)
 		return gmem_err_sys(-errno, "gmem_pager_add_view");
-	err = gmem_uffd_register(region.uffd, region.hva, region.len, GMEM_UFFD_MISSING | GMEM_UFFD_MINOR);
+	err = gmem_sys_uffd_register(region.uffd, region.hva, region.len, GMEM_SYS_UFFD_MISSING | GMEM_SYS_UFFD_MINOR);
 	if (err) {
 		close(own);
 		return gmem_err_sys(err, "gmem_pager_add_view: registering %llu bytes", (unsigned long long)region.len);
 	}
 	err = gmem_pager_add_region(pager, &region);
 	if (err < 0) {
-		gmem_uffd_unregister(region.uffd, region.hva, region.len);
+		gmem_sys_uffd_unregister(region.uffd, region.hva, region.len);
 		close(own);
 		return err;
 	}

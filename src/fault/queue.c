@@ -33,7 +33,7 @@ void gmem_pager_enqueue(struct gmem_pager *pager, const struct gmem_fault *fault
 			const struct gmem_pager_region *region = faults[i].region;
 
 			/* No memory to remember it in: wake the toucher, and the kernel will tell us again. */
-			gmem_uffd_wake(region->uffd, region->hva + (faults[i].off - region->off), GMEM_PAGE_SIZE);
+			gmem_sys_uffd_wake(region->uffd, region->hva + (faults[i].off - region->off), GMEM_PAGE_SIZE);
 			atomic_fetch_sub(&pager->pending, 1);
 			continue;
 		}

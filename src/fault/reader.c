@@ -131,7 +131,7 @@ static void drain(struct gmem_pager *pager, int uffd, struct batch *batch)
 	do {
 		uint64_t now;
 
-		n = gmem_uffd_read(uffd, msgs, BATCH);
+		n = gmem_sys_uffd_read(uffd, msgs, BATCH);
 		now = gmem_now_ns();
 		for (int i = 0; i < n; i++) {
 			if (msgs[i].event == UFFD_EVENT_PAGEFAULT)

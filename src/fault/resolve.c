@@ -85,7 +85,7 @@ static int region_gone(struct gmem_resolver *r, struct gmem_pager_region *region
 static int mark_poisoned(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t off)
 {
 	uint64_t hva = region->hva + (off - region->off), done;
-	int err = gmem_uffd_poison(region->uffd, hva, GMEM_PAGE_SIZE, &done);
+	int err = gmem_sys_uffd_poison(region->uffd, hva, GMEM_PAGE_SIZE, &done);
 
 	switch (err) {
 	case -EEXIST:
@@ -95,7 +95,7 @@ static int mark_poisoned(struct gmem_resolver *r, struct gmem_pager_region *regi
 		 */
 	case -ENOENT:
 		/* Unmapped: its toucher meets what is there now. */
-		gmem_uffd_wake(region->uffd, hva, GMEM_PAGE_SIZE);
+		gmem_sys_uffd_wake(region->uffd, hva, GMEM_PAGE_SIZE);
 		return 0;
 	case 0:
 		return 0;
@@ -119,7 +119,7 @@ static int map_run(struct gmem_resolver *r, struct gmem_pager_region *region, ui
 
 	while (off < end) {
 		uint64_t hva = region->hva + (off - region->off), done;
-		int err = gmem_uffd_continue(region->uffd, hva, gmem_min_u64(end - off, most), &done);
+		int err = gmem_sys_uffd_continue(region->uffd, hva, gmem_min_u64(end - off, most), &done);
 
 		off += done;
 		switch (err) {
@@ -128,7 +128,7 @@ static int map_run(struct gmem_resolver *r, struct gmem_pager_region *region, ui
 		case -EEXIST:
 			/* Mapped meanwhile; a toucher that came before the mapping may still sleep. */
 			count(&r->pager->c.retries, 1);
-			gmem_uffd_wake(region->uffd, hva + done, GMEM_PAGE_SIZE);
+			gmem_sys_uffd_wake(region->uffd, hva + done, GMEM_PAGE_SIZE);
 			off += GMEM_PAGE_SIZE;
 			break;
 		case -EFAULT:
@@ -163,7 +163,7 @@ static int map_run(struct gmem_resolver *r, struct gmem_pager_region *region, ui
 			if (most > GMEM_PAGE_SIZE) {
 				most = GMEM_PAGE_SIZE;
 			} else {
-				gmem_uffd_wake(region->uffd, hva, GMEM_PAGE_SIZE);
+				gmem_sys_uffd_wake(region->uffd, hva, GMEM_PAGE_SIZE);
 				off += GMEM_PAGE_SIZE;
 			}
 			break;

@@ -23,6 +23,20 @@ int gmem_sys_get_mempolicy(int *mode, unsigned long *mask, unsigned long maxnode
 /* process_vm_readv(2) on ourselves. */
 ssize_t gmem_sys_self_read(void *to, const void *from, size_t len);
 
+/* As gmem_sys_peek(), the other way: into memory that may not be there, or not be writable. */
+ssize_t gmem_sys_poke(void *to, const void *from, size_t len);
+
+/*
+ * Makes sure that [addr, addr + len) of this process can be written to, without changing a byte of it. -EFAULT.
+ */
+int gmem_sys_self_writable(void *addr, size_t len);
+
+/*
+ * Drops this process's translations of a shared mapping, locked ones too, and with them any marker. The bytes stay in
+ * the file. Waits until the event is read if the mapping is registered with UFFD_FEATURE_EVENT_REMOVE.
+ */
+int gmem_sys_zap(void *addr, size_t len);
+
 /*
  * Copies between two addresses of this process. A bad or poisoned address is -EFAULT, never a signal. Bytes copied.
  * Works without process_vm_readv(2), which some container profiles forbid.

@@ -37,7 +37,7 @@ static int open_syscall(int flags)
 	return fd < 0 ? -errno : (int)fd;
 }
 
-int gmem_uffd_open(uint64_t features, bool *user_mode_only)
+int gmem_sys_uffd_open(uint64_t features, bool *user_mode_only)
 {
 	bool um_only = false;
 	int fd = open_syscall(0);
@@ -66,25 +66,27 @@ int gmem_uffd_open(uint64_t features, bool *user_mode_only)
 	return fd;
 }
 
-int gmem_uffd_register(int uffd, uint64_t hva, uint64_t len, unsigned int mode)
+int gmem_sys_uffd_register(int uffd, uint64_t hva, uint64_t len, unsigned int mode)
 {
 	struct uffdio_register reg = { .range = { .start = hva, .len = len } };
 
-	if (mode & GMEM_UFFD_MISSING)
+	if (mode & GMEM_SYS_UFFD_MISSING)
 		reg.mode |= UFFDIO_REGISTER_MODE_MISSING;
-	if (mode & GMEM_UFFD_MINOR)
+	if (mode & GMEM_SYS_UFFD_MINOR)
 		reg.mode |= UFFDIO_REGISTER_MODE_MINOR;
+	if (mode & GMEM_SYS_UFFD_WP)
+		reg.mode |= UFFDIO_REGISTER_MODE_WP;
 	return ioctl(uffd, UFFDIO_REGISTER, &reg) ? -errno : 0;
 }
 
-int gmem_uffd_unregister(int uffd, uint64_t hva, uint64_t len)
+int gmem_sys_uffd_unregister(int uffd, uint64_t hva, uint64_t len)
 {
 	struct uffdio_range range = { .start = hva, .len = len };
 
 	return ioctl(uffd, UFFDIO_UNREGISTER, &range) ? -errno : 0;
 }
 
-int gmem_uffd_wake(int uffd, uint64_t hva, uint64_t len)
+int gmem_sys_uffd_wake(int uffd, uint64_t hva, uint64_t len)
 {
 	struct uffdio_range range = { .start = hva, .len = len };
 
@@ -104,7 +106,7 @@ static int finish(int rc, int64_t field, uint64_t len, uint64_t *done)
 	return err ? err : -EAGAIN;
 }
 
-int gmem_uffd_continue(int uffd, uint64_t hva, uint64_t len, uint64_t *done)
+int gmem_sys_uffd_continue(int uffd, uint64_t hva, uint64_t len, uint64_t *done)
 {
 	struct gmem_uffdio_continue c = { .range = { .start = hva, .len = len } };
 	int rc = ioctl(uffd, UFFDIO_CONTINUE, &c);
@@ -112,7 +114,7 @@ int gmem_uffd_continue(int uffd, uint64_t hva, uint64_t len, uint64_t *done)
 	return finish(rc, c.mapped, len, done);
 }
 
-int gmem_uffd_poison(int uffd, uint64_t hva, uint64_t len, uint64_t *done)
+int gmem_sys_uffd_poison(int uffd, uint64_t hva, uint64_t len, uint64_t *done)
 {
 	struct gmem_uffdio_poison p = { .range = { .start = hva, .len = len } };
 	int rc = ioctl(uffd, UFFDIO_POISON, &p);
@@ -120,7 +122,7 @@ int gmem_uffd_poison(int uffd, uint64_t hva, uint64_t len, uint64_t *done)
 	return finish(rc, p.updated, len, done);
 }
 
-int gmem_uffd_read(int uffd, struct uffd_msg *msgs, int n)
+int gmem_sys_uffd_read(int uffd, struct uffd_msg *msgs, int n)
 {
 	ssize_t got;
 
