@@ -101,10 +101,21 @@ enum gmem_engine {
 	GMEM_ENGINE_USER = 1, /* a memfd and a page-state table in shared memory */
 };
 
+/*
+ * Pages begin private, as those of a kernel guest_memfd that was made without GUEST_MEMFD_FLAG_INIT_SHARED. Such a file
+ * takes no userfaults.
+ */
+#define GMEM_FILE_INIT_PRIVATE (1u << 0)
+/*
+ * A page gets new memory when it is converted to private, so that references to the old one that the library cannot see
+ * (O_DIRECT, io_uring, vmsplice(2)) show nothing written later. Costs two copies a page.
+ */
+#define GMEM_FILE_STRICT (1u << 1)
+
 struct gmem_file_opts {
 	size_t size; /* sizeof(struct gmem_file_opts) */
 	enum gmem_engine engine;
-	uint32_t flags; /* none defined: must be 0 */
+	uint32_t flags; /* GMEM_FILE_* */
 	/* Shown in /proc/PID/maps as "memfd:gmem-NAME"; NULL is "ram". At most 64 bytes, no '/'. Borrowed. */
 	const char *name;
 };
@@ -118,7 +129,7 @@ int gmem_file_create(uint64_t len, const struct gmem_file_opts *opts, struct gme
 /*
  * Opens the file another process created, from its two descriptors (gmem_file_fd(), gmem_file_state_fd()). The page
  * states are shared, not copied. -EINVAL if the descriptors do not belong together, -EPROTONOSUPPORT for a state
- * table of another layout, -ENOMEM.
+ * table of another layout, -EBUSY if the memory has or had private pages, -ENOMEM.
  */
 int gmem_file_open(int fd, int state_fd, struct gmem_file **ret);
 
@@ -163,17 +174,49 @@ int gmem_file_query(const struct gmem_file *file, struct gmem_file_counts *count
  */
 pid_t gmem_file_want_fill(struct gmem_file *file);
 
+/* ---- shared and private */
+
+/* The value of KVM_MEMORY_ATTRIBUTE_PRIVATE. */
+#define GMEM_ATTRIBUTE_PRIVATE (UINT64_C(1) << 3)
+
+/*
+ * Converts [off, off + len) in place: to private with GMEM_ATTRIBUTE_PRIVATE, else to shared. Bytes are kept. All of it
+ * or nothing; pages that are on that side already are left alone, absent ones convert too.
+ *
+ * A private page can be reached by a guest and by gmem_populate() alone: touching it through a view is SIGBUS, in a
+ * system call -EFAULT, gmem_file_read() and gmem_file_write() answer -EACCES. Other mappings of gmem_file_fd() are not
+ * known to the library, nor are references the kernel holds: see GMEM_FILE_STRICT.
+ *
+ * The errors of KVM_SET_MEMORY_ATTRIBUTES2: -EINVAL (attributes, len 0, a range that wraps, is not page-aligned or
+ * reaches past the end), -EAGAIN (a page is pinned), -ENOMEM. Also -EBUSY (the memory is open in a second object, or
+ * behind a keeper), -EOPNOTSUPP (a view that cannot be marked), -EIO (after fork(2)). `ret_error_off`, if not NULL, is
+ * set on failures of the last two lines that have a place, and is the first page that stood in the way.
+ */
+int gmem_file_set_attributes(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t attributes,
+			     uint64_t *ret_error_off);
+
+/* The side of the page at `off`, and the bytes from there on that are on the same. Lock-free. -EINVAL, -ERANGE. */
+int gmem_file_attributes(const struct gmem_file *file, uint64_t off, uint64_t *ret_attributes, uint64_t *ret_len);
+
+/*
+ * Keeps [off, off + len) shared until it is unpinned: for pages that a device or another library is using. Counted,
+ * all or nothing. Pins are this object's. -EINVAL, -ERANGE, -EACCES (a private page), -ENOMEM, -EOVERFLOW.
+ */
+int gmem_file_pin(struct gmem_file *file, uint64_t off, uint64_t len);
+int gmem_file_unpin(struct gmem_file *file, uint64_t off, uint64_t len); /* -EINVAL: not pinned */
+
 /*
  * Drops the bytes of [off, off + len): the pages read as zero from then on, also where a source would have supplied
  * them. A page that is being filled is dropped by whoever fills it, before anybody sees it. A view in which a
- * poisoned page was touched keeps its SIGBUS. -EINVAL (alignment, len 0), -ERANGE (past the end).
+ * poisoned page was touched keeps its SIGBUS. Private pages stay private, and are zero to the guest. -EINVAL
+ * (alignment, len 0), -ERANGE (past the end).
  */
 int gmem_file_punch(struct gmem_file *file, uint64_t off, uint64_t len);
 
 /*
  * Copies bytes out of or into the file, of any alignment. No source is asked: an absent page has the bytes that a view
  * has put there, else zeroes, and is up to date once written, in whole or in part. `buf` may be memory that is itself
- * served by a pager. -ERANGE, -EHWPOISON (a poisoned page in the range), -ENOSPC/-ENOMEM (no
+ * served by a pager. -ERANGE, -EHWPOISON (a poisoned page in the range), -EACCES (a private one), -ENOSPC/-ENOMEM (no
  * memory for new pages).
  */
 int gmem_file_read(struct gmem_file *file, uint64_t off, void *buf, size_t len);
@@ -185,8 +228,7 @@ int gmem_file_write(struct gmem_file *file, uint64_t off, const void *buf, size_
 struct gmem_view;
 
 /*
- * Maps [off, off + len) with `prot` (PROT_READ, PROT_WRITE). -EINVAL, -ERANGE, -ENOMEM. The view keeps nothing of
- * `file` alive but the memory itself.
+ * Maps [off, off + len) with `prot` (PROT_READ, PROT_WRITE). -EINVAL, -ERANGE, -ENOMEM. The view keeps the file alive.
  */
 int gmem_view_map(struct gmem_file *file, uint64_t off, uint64_t len, int prot, struct gmem_view **ret);
 void gmem_view_unmap(struct gmem_view *view); /* NULL is allowed. No thread may be using the addresses */

@@ -23,7 +23,7 @@ TEST(create_errors)
 	CHECK_ERR(gmem_file_create(UINT64_MAX & ~4095ull, NULL, &file), -EINVAL);
 	o.size = 4;
 	CHECK_ERR(gmem_file_create(P, &o, &file), -EINVAL);
-	o = (struct gmem_file_opts){ .size = sizeof(o), .flags = 1 };
+	o = (struct gmem_file_opts){ .size = sizeof(o), .flags = 1u << 31 };
 	CHECK_ERR(gmem_file_create(P, &o, &file), -EINVAL);
 	o = (struct gmem_file_opts){ .size = sizeof(o), .engine = 77 };
 	CHECK_ERR(gmem_file_create(P, &o, &file), -EINVAL);

@@ -32,7 +32,7 @@ static void set(uint64_t page, uint32_t w)
 
 TEST(lock_publish)
 {
-	CHECK_OK(gmem_state_create(&s, 8));
+	CHECK_OK(gmem_state_create(&s, 8, false));
 	CHECK_EQ(word(0), GMEM_WORD_ABSENT);
 	CHECK_EQ(gmem_state_trylock(&s, 0, GEN), GMEM_STATE_LOCKED);
 	CHECK_EQ(word(0), locked(GEN));
@@ -50,7 +50,7 @@ TEST(lock_publish)
 
 TEST(lock_unlock)
 {
-	CHECK_OK(gmem_state_create(&s, 8));
+	CHECK_OK(gmem_state_create(&s, 8, false));
 	CHECK_EQ(gmem_state_trylock(&s, 0, GEN), GMEM_STATE_LOCKED);
 	gmem_state_unlock(&s, 0, GEN);
 	CHECK_EQ(word(0), GMEM_WORD_ABSENT);
@@ -65,7 +65,7 @@ TEST(lock_unlock)
 
 TEST(lock_poison)
 {
-	CHECK_OK(gmem_state_create(&s, 8));
+	CHECK_OK(gmem_state_create(&s, 8, false));
 	CHECK(!gmem_state_poison(&s, 0, GEN));
 	CHECK_EQ(gmem_state_trylock(&s, 0, GEN), GMEM_STATE_LOCKED);
 	CHECK(!gmem_state_poison(&s, 0, GEN + 1));
@@ -81,7 +81,7 @@ TEST(lock_poison)
 
 TEST(stale_lock_is_taken_over)
 {
-	CHECK_OK(gmem_state_create(&s, 8));
+	CHECK_OK(gmem_state_create(&s, 8, false));
 	CHECK_EQ(gmem_state_trylock(&s, 0, GEN), GMEM_STATE_LOCKED);
 	CHECK_EQ(gmem_state_trylock(&s, 0, GEN + 1), GMEM_STATE_STALE);
 	CHECK_EQ(word(0), locked(GEN + 1));
@@ -99,7 +99,7 @@ TEST(stale_lock_is_taken_over)
 
 TEST(doomed)
 {
-	CHECK_OK(gmem_state_create(&s, 8));
+	CHECK_OK(gmem_state_create(&s, 8, false));
 	CHECK_EQ(gmem_state_trylock(&s, 0, GEN), GMEM_STATE_LOCKED);
 	CHECK(!gmem_state_remove(&s, 0));
 	CHECK_EQ(word(0), locked(GEN) | GMEM_WORD_DOOMED);
@@ -123,7 +123,7 @@ TEST(doomed)
 
 TEST(remove_and_zero)
 {
-	CHECK_OK(gmem_state_create(&s, 8));
+	CHECK_OK(gmem_state_create(&s, 8, false));
 	CHECK(gmem_state_remove(&s, 0));
 	CHECK_EQ(word(0), GMEM_WORD_REMOVED);
 	CHECK_EQ(gmem_state_trylock(&s, 0, GEN), GMEM_STATE_IN_PLACE);
@@ -146,7 +146,7 @@ TEST(remove_and_zero)
 
 TEST(largest_generation)
 {
-	CHECK_OK(gmem_state_create(&s, 1));
+	CHECK_OK(gmem_state_create(&s, 1, false));
 	CHECK_EQ(gmem_state_trylock(&s, 0, GMEM_MAX_GENERATION), GMEM_STATE_LOCKED);
 	CHECK(gmem_word_locked(word(0), GMEM_MAX_GENERATION));
 	CHECK(!gmem_word_locked(word(0), GMEM_MAX_GENERATION - 1));
@@ -190,7 +190,7 @@ TEST(two_threads_lock)
 	struct racer r[2] = { { GEN, 0 }, { GEN, 0 } };
 	pthread_t t[2];
 
-	CHECK_OK(gmem_state_create(&s, PAGES));
+	CHECK_OK(gmem_state_create(&s, PAGES, false));
 	pthread_barrier_init(&start, NULL, 2);
 	for (int i = 0; i < 2; i++)
 		pthread_create(&t[i], NULL, race_for_locks, &r[i]);
@@ -236,7 +236,7 @@ TEST(publish_against_remove)
 {
 	pthread_t t[2];
 
-	CHECK_OK(gmem_state_create(&s, PAGES));
+	CHECK_OK(gmem_state_create(&s, PAGES, false));
 	pthread_barrier_init(&start, NULL, 2);
 	pthread_create(&t[0], NULL, publisher, NULL);
 	pthread_create(&t[1], NULL, remover, NULL);
@@ -255,7 +255,7 @@ TEST(table_of_a_tebibyte_costs_nothing)
 	uint64_t us;
 
 	clock_gettime(CLOCK_MONOTONIC, &a);
-	CHECK_OK(gmem_state_create(&s, (1ull << 40) / 4096));
+	CHECK_OK(gmem_state_create(&s, (1ull << 40) / 4096, false));
 	clock_gettime(CLOCK_MONOTONIC, &b);
 	us = (uint64_t)(b.tv_sec - a.tv_sec) * 1000000 + (uint64_t)(b.tv_nsec / 1000) - (uint64_t)(a.tv_nsec / 1000);
 	printf("created in %llu us\n", (unsigned long long)us);
@@ -301,7 +301,7 @@ TEST(open_trusts_nothing)
 	struct gmem_state t;
 	int fd, p[2];
 
-	fd = sealed(&good, sizeof(good), 8192, seals);
+	fd = sealed(&good, sizeof(good), 12288, seals);
 	CHECK_OK(gmem_state_open(&t, fd));
 	close(fd);
 	CHECK_EQ(t.npages, 1024);
@@ -310,26 +310,27 @@ TEST(open_trusts_nothing)
 
 	h = good;
 	h.magic++;
-	rejected(&h, 8192, seals, -EINVAL);
+	rejected(&h, 12288, seals, -EINVAL);
 	h = good;
 	h.version++;
-	rejected(&h, 8192, seals, -EPROTONOSUPPORT);
+	rejected(&h, 12288, seals, -EPROTONOSUPPORT);
 	h = good;
 	h.page_shift = 14;
-	rejected(&h, 8192, seals, -EPROTONOSUPPORT);
+	rejected(&h, 12288, seals, -EPROTONOSUPPORT);
 	/* A table that says more than it holds, in every way that could wrap. */
 	for (int i = 0; i < 6; i++) {
 		static const uint64_t npages[] = { 0, 1025, 2048, UINT64_MAX, 1ull << 62, (1ull << 62) + 1024 };
 
 		h = good;
 		h.npages = npages[i];
-		rejected(&h, 8192, seals, -EINVAL);
+		rejected(&h, 12288, seals, -EINVAL);
 	}
+	rejected(&good, 8192, seals, -EINVAL);
 	rejected(&good, 4096, seals, -EINVAL);
 	rejected(&good, sizeof(h), seals, -EINVAL);
-	rejected(&good, 12288, seals, -EINVAL);
-	rejected(&good, 8192, F_SEAL_GROW, -EINVAL);
-	rejected(&good, 8192, 0, -EINVAL);
+	rejected(&good, 16384, seals, -EINVAL);
+	rejected(&good, 12288, F_SEAL_GROW, -EINVAL);
+	rejected(&good, 12288, 0, -EINVAL);
 	CHECK_ERR(gmem_state_open(&t, -1), -EBADF);
 	CHECK_EQ(pipe(p), 0);
 	CHECK_ERR(gmem_state_open(&t, p[0]), -EINVAL);
@@ -364,7 +365,7 @@ TEST(open_shares)
 {
 	struct gmem_state t;
 
-	CHECK_OK(gmem_state_create(&s, 100));
+	CHECK_OK(gmem_state_create(&s, 100, false));
 	CHECK_OK(gmem_state_open(&t, s.fd));
 	CHECK(t.fd != s.fd);
 	CHECK_EQ(gmem_state_trylock(&s, 7, GEN), GMEM_STATE_LOCKED);

@@ -174,7 +174,7 @@ int gmem_attach_view(int attach_fd, struct gmem_view *view)
 	struct gmem_attach_file *file;
 	int err;
 
-	if (view->uffd >= 0)
+	if (view->use != GMEM_VIEW_PLAIN || view->uffd >= 0)
 		return gmem_err(-EBUSY, "gmem_attach_view: this view is registered already");
 	a = malloc(sizeof(*a));
 	if (!a)
@@ -193,6 +193,7 @@ int gmem_attach_view(int attach_fd, struct gmem_view *view)
 	 * touched.
 	 */
 	view->uffd = a->uffd;
+	view->use = GMEM_VIEW_SERVED;
 	gmem_attach_close(a);
 out_free:
 	free(a);

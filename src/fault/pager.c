@@ -47,6 +47,8 @@ static void *resolver_main(void *arg)
 		}
 		if (!err)
 			gmem_pager_count_latency(pager, gmem_now_ns() - f.read_ns);
+		if (f.guest)
+			gmem_guest_done(pager, f.guest, err);
 		atomic_fetch_sub(&pager->pending, 1);
 	}
 	return NULL;
@@ -108,6 +110,7 @@ int gmem_pager_create(const struct gmem_pager_opts *opts, struct gmem_pager **re
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_cond_init(&pager->queued, &attr);
+	pthread_cond_init(&pager->served, &attr);
 	pthread_condattr_destroy(&attr);
 	pager->view_uffd = -1;
 	pager->epoll = epoll_create1(EPOLL_CLOEXEC);
@@ -136,6 +139,7 @@ static void stop_threads(struct gmem_pager *pager)
 	pthread_mutex_lock(&pager->m);
 	atomic_store(&pager->stopping, true);
 	pthread_cond_broadcast(&pager->queued);
+	pthread_cond_broadcast(&pager->served);
 	pthread_mutex_unlock(&pager->m);
 	if (pager->stop_event >= 0)
 		(void)!write(pager->stop_event, &one, sizeof(one));
@@ -164,11 +168,21 @@ void gmem_pager_free(struct gmem_pager *pager)
 	for (unsigned int i = 0; i <= GMEM_PAGER_MAX_THREADS; i++)
 		gmem_resolver_destroy(&pager->resolvers[i]);
 	n = atomic_load(&pager->nregions);
+	/* Guests that wait have seen that the pager stops, and go; none comes after this. */
+	for (uint32_t i = 0; i < n; i++)
+		gmem_file_end_supply(pager->regions[i]->file, pager->regions[i]->supply);
+	for (uint32_t i = 0; i < pager->queue_used; i++) {
+		struct gmem_fault *f = &pager->queue[(pager->queue_first + i) % pager->queue_size];
+
+		if (f->guest)
+			gmem_guest_done(pager, f->guest, -ESHUTDOWN);
+	}
 	for (uint32_t i = 0; i < n; i++)
 		if (first_of_its_uffd(pager, i))
 			close(pager->regions[i]->uffd);
 	for (uint32_t i = 0; i < n; i++) {
 		gmem_source_unref(pager->regions[i]->source);
+		gmem_file_put(pager->regions[i]->file);
 		free(pager->regions[i]);
 	}
 	if (pager->view_uffd >= 0)
@@ -178,6 +192,7 @@ void gmem_pager_free(struct gmem_pager *pager)
 	if (pager->stop_event >= 0)
 		close(pager->stop_event);
 	free(pager->queue);
+	pthread_cond_destroy(&pager->served);
 	pthread_cond_destroy(&pager->queued);
 	pthread_mutex_destroy(&pager->event_m);
 	pthread_mutex_destroy(&pager->m);
@@ -282,6 +297,7 @@ int gmem_pager_add_region(struct gmem_pager *pager, const struct gmem_region *re
 	new = calloc(1, sizeof(*new));
 	if (!new)
 		return gmem_err_sys(-ENOMEM, "gmem_pager_add_region");
+	new->pager = pager;
 	new->file = region->file;
 	new->hva = region->hva;
 	new->off = region->off;
@@ -290,6 +306,11 @@ int gmem_pager_add_region(struct gmem_pager *pager, const struct gmem_region *re
 	new->caller_uffd = region->uffd;
 	new->source = region->source;
 	new->uffd = -1;
+	err = gmem_file_supply(region->file, region->off, region->len, gmem_pager_bring_in, new, &new->supply);
+	if (err) {
+		free(new);
+		return err;
+	}
 	pthread_mutex_lock(&pager->m);
 	n = atomic_load(&pager->nregions);
 	new->number = n;
@@ -297,12 +318,14 @@ int gmem_pager_add_region(struct gmem_pager *pager, const struct gmem_region *re
 					   gmem_err(-ENOSPC, "gmem_pager_add_region: %u regions are the most", n);
 	if (!err) {
 		new->source = gmem_source_ref(region->source);
+		gmem_file_get(region->file);
 		pager->regions[n] = new;
 		/* Pairs with the acquire in the reader's find(). */
 		atomic_store_explicit(&pager->nregions, n + 1, memory_order_release);
 	}
 	pthread_mutex_unlock(&pager->m);
 	if (err) {
+		gmem_file_withdraw_supply(region->file, new->supply);
 		free(new);
 		return err;
 	}
@@ -333,6 +356,56 @@ static int view_uffd(struct gmem_pager *pager)
 	return fd;
 }
 
+/*
+ * Registers the view, with the descriptor its markers go through if it has one: a mapping takes no second. From then on
+ * the view is served.
+ */
+static int take_view(struct gmem_pager *pager, struct gmem_view *view, struct gmem_region *region)
+{
+	bool discards = pager->opts.flags & GMEM_PAGER_REMOVE_DISCARDS;
+	unsigned int modes = GMEM_SYS_UFFD_MISSING | GMEM_SYS_UFFD_MINOR;
+	int err;
+
+	if (view->use != GMEM_VIEW_PLAIN)
+		return gmem_err(-EBUSY, "gmem_pager_add_view: this view is registered already");
+	if (view->by_mapping || (view->uffd >= 0 && discards))
+		return gmem_err(-EOPNOTSUPP, "gmem_pager_add_view: this view has had private pages, and cannot be "
+					     "registered as this pager needs it");
+	if (view->uffd < 0) {
+		view->uffd = fcntl(region->uffd, F_DUPFD_CLOEXEC, 0);
+		if (view->uffd < 0)
+			return gmem_err_sys(-errno, "gmem_pager_add_view");
+	} else {
+		region->uffd = view->uffd;
+		modes |= GMEM_SYS_UFFD_WP;
+	}
+	err = gmem_sys_uffd_register(region->uffd, region->hva, region->len, modes);
+	if (err) {
+		if (region->uffd != view->uffd) {
+			close(view->uffd);
+			view->uffd = -1;
+		}
+		return gmem_err_sys(err, "gmem_pager_add_view: registering %llu bytes",
+				    (unsigned long long)region->len);
+	}
+	/* Held by the view, or its untouched pages would turn to zero with the pager's end. */
+	view->use = discards ? GMEM_VIEW_BALLOONED : GMEM_VIEW_SERVED;
+	return 0;
+}
+
+/* Its markers, if it has any, stay. */
+static void give_view_back(struct gmem_view *view, const struct gmem_region *region)
+{
+	if (region->uffd == view->uffd) {
+		gmem_sys_uffd_register(view->uffd, region->hva, region->len, GMEM_SYS_UFFD_WP);
+	} else {
+		gmem_sys_uffd_unregister(region->uffd, region->hva, region->len);
+		close(view->uffd);
+		view->uffd = -1;
+	}
+	view->use = GMEM_VIEW_PLAIN;
+}
+
 int gmem_pager_add_view(struct gmem_pager *pager, struct gmem_view *view, struct gmem_source *source,
 			uint64_t source_off)
 {
@@ -345,31 +418,25 @@ int gmem_pager_add_view(struct gmem_pager *pager, struct gmem_view *view, struct
 		.source = source,
 		.source_off = source_off,
 	};
-	int own, err;
+	struct gmem_rwlock *lock = &view->file->invalidate_lock;
+	int err;
 
-	if (view->uffd >= 0)
-		return gmem_err(-EBUSY, "gmem_pager_add_view: this view is registered already");
 	pthread_mutex_lock(&pager->m);
 	region.uffd = view_uffd(pager);
 	pthread_mutex_unlock(&pager->m);
 	if (region.uffd < 0)
 		return region.uffd;
-	own = fcntl(region.uffd, F_DUPFD_CLOEXEC, 0);
-	if (own < 0)
-		return gmem_err_sys(-errno, "gmem_pager_add_view");
-	err = gmem_sys_uffd_register(region.uffd, region.hva, region.len, GMEM_SYS_UFFD_MISSING | GMEM_SYS_UFFD_MINOR);
-	if (err) {
-		close(own);
-		return gmem_err_sys(err, "gmem_pager_add_view: registering %llu bytes", (unsigned long long)region.len);
-	}
+	gmem_rwlock_lock(lock);
+	err = take_view(pager, view, &region);
+	gmem_rwlock_unlock(lock);
+	if (err)
+		return err;
 	err = gmem_pager_add_region(pager, &region);
 	if (err < 0) {
-		gmem_sys_uffd_unregister(region.uffd, region.hva, region.len);
-		close(own);
-		return err;
+		gmem_rwlock_lock(lock);
+		give_view_back(view, &region);
+		gmem_rwlock_unlock(lock);
 	}
-	/* Or its untouched pages would turn to zero with the pager's end. */
-	view->uffd = own;
 	return err;
 }
 

@@ -25,7 +25,9 @@
 #define GMEM_STREAMS 4u
 
 struct gmem_pager_region {
-	struct gmem_file *file;
+	struct gmem_pager *pager;
+	struct gmem_file *file; /* referenced */
+	struct gmem_supply *supply; /* the file's: a guest's faults come this way */
 	struct gmem_source *source;
 	uint64_t hva, off, len, source_off;
 	int uffd; /* our duplicate, shared by the regions of one descriptor */
@@ -37,8 +39,16 @@ struct gmem_pager_region {
 	_Atomic uint32_t next_stream;
 };
 
+/* A guest's thread that waits for a page. All but the memory itself is guarded by gmem_pager.m. */
+struct gmem_guest_wait {
+	unsigned int refs; /* the thread's and the fault's */
+	bool done;
+	int err;
+};
+
 struct gmem_fault {
 	struct gmem_pager_region *region;
+	struct gmem_guest_wait *guest; /* NULL: a toucher of the region's mapping */
 	uint64_t off; /* in the file */
 	uint64_t read_ns; /* when its message was read */
 	uint64_t not_before_ns; /* when it is to be tried (again) */
@@ -73,8 +83,9 @@ struct gmem_pager {
 	struct gmem_pager_region *regions[GMEM_PAGER_MAX_REGIONS];
 	_Atomic uint32_t nregions; /* release after the entry is whole; entries never change */
 
-	pthread_mutex_t m; /* guards the queue and the adding of regions */
+	pthread_mutex_t m; /* guards the queue, guests' waits and the adding of regions */
 	pthread_cond_t queued;
+	pthread_cond_t served; /* a guest's fault is done, or the pager stops */
 	struct gmem_fault *queue; /* ring */
 	uint32_t queue_size, queue_first, queue_used;
 
@@ -105,6 +116,10 @@ void gmem_resolver_destroy(struct gmem_resolver *r);
 /* queue.c */
 void gmem_pager_enqueue(struct gmem_pager *pager, const struct gmem_fault *faults, uint32_t n);
 bool gmem_pager_dequeue(struct gmem_pager *pager, struct gmem_fault *ret); /* waits; false when the pager stops */
+
+/* guest.c: faults of guests, who touch a file through no mapping */
+int gmem_pager_bring_in(void *region, struct gmem_file *file, uint64_t off, const _Atomic bool *cancel);
+void gmem_guest_done(struct gmem_pager *pager, struct gmem_guest_wait *guest, int err);
 
 /* reader.c */
 void *gmem_pager_reader(void *resolver);

@@ -25,16 +25,27 @@ static bool grow(struct gmem_pager *pager, uint32_t want)
 	return true;
 }
 
+/* No memory to remember it in: wake the toucher, and the kernel will tell us again. Caller holds pager->m. */
+static void turn_away(struct gmem_pager *pager, const struct gmem_fault *f)
+{
+	const struct gmem_pager_region *region = f->region;
+
+	atomic_fetch_sub(&pager->pending, 1);
+	if (!f->guest) {
+		gmem_sys_uffd_wake(region->uffd, region->hva + (f->off - region->off), GMEM_PAGE_SIZE);
+		return;
+	}
+	f->guest->refs--;
+	f->guest->done = true;
+	f->guest->err = -ENOMEM;
+}
+
 void gmem_pager_enqueue(struct gmem_pager *pager, const struct gmem_fault *faults, uint32_t n)
 {
 	pthread_mutex_lock(&pager->m);
 	for (uint32_t i = 0; i < n; i++) {
 		if (pager->queue_used == pager->queue_size && !grow(pager, pager->queue_used + 1)) {
-			const struct gmem_pager_region *region = faults[i].region;
-
-			/* No memory to remember it in: wake the toucher, and the kernel will tell us again. */
-			gmem_sys_uffd_wake(region->uffd, region->hva + (faults[i].off - region->off), GMEM_PAGE_SIZE);
-			atomic_fetch_sub(&pager->pending, 1);
+			turn_away(pager, &faults[i]);
 			continue;
 		}
 		pager->queue[(pager->queue_first + pager->queue_used++) % pager->queue_size] = faults[i];

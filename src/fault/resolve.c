@@ -109,17 +109,31 @@ static int mark_poisoned(struct gmem_resolver *r, struct gmem_pager_region *regi
 	}
 }
 
+/* Where the pages end that are on the side of the one at `off`. */
+static uint64_t side_end(const struct gmem_pager_region *region, uint64_t off, uint64_t end)
+{
+	return gmem_state_side_end(&region->file->state, off >> GMEM_PAGE_SHIFT, end >> GMEM_PAGE_SHIFT)
+	       << GMEM_PAGE_SHIFT;
+}
+
 /*
- * Lets the touchers of pages in place go on. Invalidate lock held shared. -EAGAIN: the address space is changing,
- * come again.
+ * Lets the touchers of pages in place go on. A private page is never mapped: who touched it before it was converted
+ * wakes, and meets the marker. Invalidate lock held shared. -EAGAIN: the address space is changing, come again.
  */
 static int map_run(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t off, uint64_t len)
 {
 	uint64_t end = off + len, most = len, backed = UINT64_MAX;
 
 	while (off < end) {
-		uint64_t hva = region->hva + (off - region->off), done;
-		int err = gmem_sys_uffd_continue(region->uffd, hva, gmem_min_u64(end - off, most), &done);
+		uint64_t hva = region->hva + (off - region->off), done, to = side_end(region, off, end);
+		int err;
+
+		if (gmem_file_private(region->file, off)) {
+			gmem_sys_uffd_wake(region->uffd, hva, to - off);
+			off = to;
+			continue;
+		}
+		err = gmem_sys_uffd_continue(region->uffd, hva, gmem_min_u64(to - off, most), &done);
 
 		off += done;
 		switch (err) {
@@ -137,7 +151,7 @@ static int map_run(struct gmem_resolver *r, struct gmem_pager_region *region, ui
 				return -EAGAIN;
 			backed = off;
 			count(&r->pager->c.zero_pages, 1);
-			err = gmem_file_back(region->file, off, end - off);
+			err = gmem_file_back(region->file, off, to - off);
 			if (err)
 				return err;
 			break;

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -25,8 +26,8 @@ static int check_opts(uint64_t len, const struct gmem_file_opts *opts)
 		return 0;
 	if (!gmem_opts_valid(opts, opts->size, sizeof(*opts)))
 		return gmem_err(-EINVAL, "gmem_file_create: opts.size %zu: expected %zu", opts->size, sizeof(*opts));
-	if (opts->flags)
-		return gmem_err(-EINVAL, "gmem_file_create: flags 0x%x: none is defined", opts->flags);
+	if (opts->flags & ~(GMEM_FILE_INIT_PRIVATE | GMEM_FILE_STRICT))
+		return gmem_err(-EINVAL, "gmem_file_create: flags 0x%x: unknown", opts->flags);
 	if (opts->engine != GMEM_ENGINE_AUTO && opts->engine != GMEM_ENGINE_USER)
 		return gmem_err(-EINVAL, "gmem_file_create: engine %d: unknown", (int)opts->engine);
 	if (opts->name && (!*opts->name || strlen(opts->name) > MAX_NAME || strchr(opts->name, '/')))
@@ -45,6 +46,8 @@ static struct gmem_file *new_file(void)
 	file->ops = &gmem_memfd_backing;
 	file->fd = -1;
 	file->state.fd = -1;
+	file->pid = getpid();
+	atomic_store(&file->refs, 1);
 	return file;
 }
 
@@ -63,12 +66,13 @@ int gmem_file_create(uint64_t len, const struct gmem_file_opts *opts, struct gme
 		return gmem_err_sys(-ENOMEM, "gmem_file_create");
 	snprintf(name, sizeof(name), "gmem-%s", opts && opts->name ? opts->name : "ram");
 	file->len = len;
+	file->flags = opts ? opts->flags : 0;
 	file->fd = gmem_memfd_create(name, len);
 	if (file->fd < 0) {
 		err = gmem_err_sys(file->fd, "gmem_file_create: memory file of %llu bytes", (unsigned long long)len);
 		goto out_free;
 	}
-	err = gmem_state_create(&file->state, len >> GMEM_PAGE_SHIFT);
+	err = gmem_state_create(&file->state, len >> GMEM_PAGE_SHIFT, file->flags & GMEM_FILE_INIT_PRIVATE);
 	if (err) {
 		gmem_err_prefix(err, "gmem_file_create");
 		goto out_free;
@@ -108,6 +112,13 @@ int gmem_file_open(int fd, int state_fd, struct gmem_file **ret)
 		err = gmem_err(-EINVAL, "gmem_file_open: this page-state table belongs to another memory file");
 		goto out_free;
 	}
+	err = gmem_state_claim(&file->state, GMEM_STATE_OPENED);
+	if (err) {
+		gmem_err(err,
+			 "gmem_file_open: this memory has, or had, private pages: only the object that made it knows "
+			 "who must not see them");
+		goto out_free;
+	}
 	file->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
 	if (file->fd < 0) {
 		err = gmem_err_sys(-errno, "gmem_file_open");
@@ -122,15 +133,43 @@ out_free:
 	return err;
 }
 
-void gmem_file_free(struct gmem_file *file)
+void gmem_file_get(struct gmem_file *file)
 {
-	if (!file)
-		return;
+	atomic_fetch_add_explicit(&file->refs, 1, memory_order_relaxed);
+}
+
+static void destroy(struct gmem_file *file)
+{
+	struct gmem_supply *next;
+
+	for (struct gmem_supply *s = file->supplies; s; s = next) {
+		next = s->next;
+		free(s);
+	}
+	if (file->window)
+		munmap(file->window, file->len);
+	if (file->pins)
+		munmap(file->pins, (file->len >> GMEM_PAGE_SHIFT) * sizeof(uint32_t));
 	gmem_state_close(&file->state);
 	if (file->fd >= 0)
 		close(file->fd);
 	gmem_rwlock_destroy(&file->invalidate_lock);
 	free(file);
+}
+
+void gmem_file_put(struct gmem_file *file)
+{
+	/* Acquire and release: the last one sees what all others did. */
+	if (atomic_fetch_sub_explicit(&file->refs, 1, memory_order_acq_rel) == 1)
+		destroy(file);
+}
+
+void gmem_file_free(struct gmem_file *file)
+{
+	if (!file)
+		return;
+	gmem_file_close_bindings(file);
+	gmem_file_put(file);
 }
 
 uint64_t gmem_file_size(const struct gmem_file *file)

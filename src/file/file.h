@@ -2,11 +2,12 @@
 /*
  * The guest memory file.
  *
- * Enters: pages, by the backing operations below and by no other way. Leaves: mappings, bytes, page states. The
- * object belongs to its creator; the memory and the state table to whoever holds a descriptor of them. Locks:
- * `invalidate_lock` (shared: bring in, continue; exclusive: punch), then the page lock, which is a bit of the page's
- * state word. Nothing that can block on a userfault happens under either. Other processes that remove pages of the
- * same memory are kept apart by the state words alone.
+ * Enters: pages, by the backing operations below and by no other way. Leaves: mappings, bytes, page states, and who is
+ * to be told that translations are going. The object is counted: its creator has a reference, and so has each view;
+ * the memory and the state table belong to whoever holds a descriptor of them. Locks: `invalidate_lock` (shared: look
+ * up, bring in, continue, pin; exclusive: populate, convert, punch, and what changes the lists of views, bindings and
+ * suppliers), then the page lock, which is a bit of the page's state word. Nothing that can block on a userfault
+ * happens under either. Other processes that remove pages of the same memory are kept apart by the state words alone.
  */
 #ifndef GMEM_FILE_FILE_H
 #define GMEM_FILE_FILE_H
@@ -14,6 +15,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/range.h"
 #include "base/rwlock.h"
 #include "file/state.h"
 #include "gmem.h"
@@ -35,7 +37,7 @@ struct gmem_folio {
  * invalidate lock shared. A page goes alloc -> insert -> publish, or is undone by remove.
  */
 struct gmem_backing_ops {
-	/* May [off, off + len) take userfaults? */
+	/* May [off, off + len) take userfaults? Not where pages began private. */
 	bool (*can_userfault)(const struct gmem_file *file, uint64_t off, uint64_t len);
 	/* Is the page in place (or known to be zero)? No lock needed; the answer may be old. */
 	bool (*present)(const struct gmem_file *file, uint64_t off);
@@ -61,13 +63,68 @@ struct gmem_backing_ops {
 	void (*remove)(struct gmem_file *file, struct gmem_folio *folio);
 };
 
+/* Sides of a page, as a mask. */
+#define GMEM_SIDE_SHARED 1u
+#define GMEM_SIDE_PRIVATE 2u
+
+/*
+ * A second stage that maps pages of a file: it must hear of what goes. Embedded in its owner, who is counted. Members
+ * of the list are guarded by the file's invalidate lock.
+ */
+struct gmem_binding {
+	uint64_t off, len; /* in the file; constant while it is bound */
+	const struct gmem_binding_ops *ops;
+	struct gmem_file *file;
+	struct gmem_binding *next;
+};
+
+struct gmem_binding_ops {
+	/*
+	 * Translations of the pages of [off, off + len) that are on these sides go: no access can use one any more when
+	 * it returns, and none is made before the matching end(). Invalidate lock held, exclusive.
+	 */
+	void (*invalidate_begin)(struct gmem_binding *b, uint64_t off, uint64_t len, uint32_t sides);
+	void (*invalidate_end)(struct gmem_binding *b);
+	/* Keeps the binding's memory until drop(). Any lock. */
+	void (*hold)(struct gmem_binding *b);
+	/* The file is being closed: unbinds, if that has not been done, and drops. No lock held. */
+	void (*close)(struct gmem_binding *b);
+};
+
+typedef int (*gmem_bring_in_fn)(void *opaque, struct gmem_file *file, uint64_t off, const _Atomic bool *cancel);
+
+/*
+ * Who brings in what is absent of a part of the file, for those that have no view to touch it through. Guarded by the
+ * invalidate lock but for `users`.
+ */
+struct gmem_supply {
+	uint64_t off, len;
+	/*
+	 * Brings the page at `off` in, or waits until somebody has. 0: look again. No lock held; may take long, and is
+	 * told of no error that goes by; -EINTR when *cancel, which may be NULL. NULL: who served these pages is gone,
+	 * and what is absent stays so.
+	 */
+	gmem_bring_in_fn bring_in;
+	void *opaque;
+	_Atomic uint32_t users; /* calls of bring_in now */
+	struct gmem_supply *next;
+};
+
 struct gmem_file {
 	struct gmem_rwlock invalidate_lock;
 	const struct gmem_backing_ops *ops; /* never changes */
 	struct gmem_state state;
 	uint64_t len;
+	uint32_t flags; /* GMEM_FILE_* */
 	uint32_t generation; /* of a server behind a keeper, see gmem_file_set_generation(); 0: none */
 	int fd;
+	pid_t pid; /* of the process that made the object: a forked copy knows nothing of the other one's views */
+	_Atomic uint32_t refs;
+	char *_Atomic window; /* see gmem_file_window() */
+	_Atomic uint32_t *_Atomic pins; /* a count a page, NULL before the first pin */
+	struct gmem_view *views;
+	struct gmem_binding *bindings;
+	struct gmem_supply *supplies;
 };
 
 extern const struct gmem_backing_ops gmem_memfd_backing;
@@ -103,12 +160,100 @@ int gmem_file_poison_page(struct gmem_file *file, uint64_t off);
 /* Allocates zeroed memory under pages that are in place but have none. Invalidate lock held, shared or exclusive. */
 int gmem_file_back(struct gmem_file *file, uint64_t off, uint64_t len);
 
+void gmem_file_get(struct gmem_file *file);
+void gmem_file_put(struct gmem_file *file);
+
+static inline bool gmem_file_private(const struct gmem_file *file, uint64_t off)
+{
+	return gmem_state_private(&file->state, off >> GMEM_PAGE_SHIFT);
+}
+
+/* ---- binding.c: second stages */
+
+/* Both with the invalidate lock not held. -EEXIST: the range, or part of it, is bound already. */
+int gmem_file_bind(struct gmem_file *file, struct gmem_binding *b);
+/* False if the binding was not bound any more. */
+bool gmem_file_unbind(struct gmem_binding *b);
+/* Invalidate lock held, exclusive. Tells every binding that meets the range; the part of it that does. */
+void gmem_file_invalidate_begin(struct gmem_file *file, uint64_t off, uint64_t len, uint32_t sides);
+void gmem_file_invalidate_end(struct gmem_file *file, uint64_t off, uint64_t len);
+/* Closes every binding. No lock held. */
+void gmem_file_close_bindings(struct gmem_file *file);
+
+/*
+ * The library's own mapping of the whole file, 2 MiB aligned: never registered, never marked, constant once it is
+ * there, gone with the last reference. Second stages point into it. NULL: no address space.
+ */
+char *gmem_file_window(struct gmem_file *file);
+
+/* ---- supply.c: who brings in what is absent */
+
+/* Supplies [off, off + len) from now on, in place of who did. The file keeps `*ret`. -ENOMEM. */
+int gmem_file_supply(struct gmem_file *file, uint64_t off, uint64_t len, gmem_bring_in_fn bring_in, void *opaque,
+		     struct gmem_supply **ret);
+/* Ends it, and waits until no call of its function is going on. What is absent then stays absent, and is not zero. */
+void gmem_file_end_supply(struct gmem_file *file, struct gmem_supply *supply);
+/* As if it had never been. Its function was not called. */
+void gmem_file_withdraw_supply(struct gmem_file *file, struct gmem_supply *supply);
+/*
+ * Has the absent page at `off` brought in. 0: look again. -ENOENT: nobody supplies it, it is zero; -EIO: who did is
+ * gone; -EINTR: *cancel, which may be NULL, became true; the supplier's own errors. No lock held; blocks.
+ */
+int gmem_file_bring_in(struct gmem_file *file, uint64_t off, const _Atomic bool *cancel);
+
+/* ---- pin.c */
+
+/* The first pinned page of [off, off + len), UINT64_MAX: none. Invalidate lock held, exclusive. */
+uint64_t gmem_file_first_pin(struct gmem_file *file, uint64_t off, uint64_t len);
+
+/* ---- view.c, mark.c */
+
+enum gmem_view_use {
+	GMEM_VIEW_PLAIN, /* nobody serves it; `uffd`, if there is one, is for markers alone */
+	GMEM_VIEW_SERVED, /* missing and minor faults go to a pager, a keeper or a gmem_uffd */
+	/* So too, and its removals mean something to the pager: its translations may go only when the program asks. */
+	GMEM_VIEW_BALLOONED,
+};
+
+/* Its list and all fields but the first line are guarded by the file's invalidate lock. */
 struct gmem_view {
 	void *addr;
 	uint64_t off, len;
-	struct gmem_file *file;
+	struct gmem_file *file; /* has a reference */
 	int prot;
-	int uffd; /* that it was attached with, or -1: held as long as the view, or its untouched pages would be zero */
+	int uffd; /* ours; or -1: held as long as the view, or its untouched pages would be zero */
+	enum gmem_view_use use;
+	bool private_events; /* a private page is left without translation and marker: its touch is an event */
+	bool by_mapping; /* no markers here: an empty file is mapped over private pages */
+	struct gmem_view *next;
 };
+
+static inline char *gmem_view_at(const struct gmem_view *view, uint64_t off)
+{
+	return (char *)view->addr + (off - view->off);
+}
+
+/* The part of [off, off + len) that the view shows; false if none. */
+static inline bool gmem_view_part(const struct gmem_view *view, uint64_t *off, uint64_t *len)
+{
+	uint64_t from = *off > view->off ? *off : view->off;
+	uint64_t to = *off + *len < view->off + view->len ? *off + *len : view->off + view->len;
+
+	*off = from;
+	*len = to - from;
+	return from < to;
+}
+
+/*
+ * Makes every touch of [off, off + len) through the view SIGBUS (or an event). Invalidate lock held, exclusive.
+ * -EOPNOTSUPP, -ENOMEM and what opening a userfaultfd answers; then a part may be marked.
+ */
+int gmem_view_mark(struct gmem_view *view, uint64_t off, uint64_t len);
+/* Undoes it. */
+int gmem_view_unmark(struct gmem_view *view, uint64_t off, uint64_t len);
+/* Marks what is private of the whole view. */
+int gmem_view_mark_private(struct gmem_view *view);
+/* The view's own userfault descriptor, opened if it has none. Invalidate lock held, exclusive. */
+int gmem_view_open_uffd(struct gmem_view *view);
 
 #endif

@@ -31,9 +31,11 @@ int gmem_file_punch(struct gmem_file *file, uint64_t off, uint64_t len)
 	 * between leaves pages that are never filled again, which is what was asked for.
 	 */
 	gmem_rwlock_lock(&file->invalidate_lock);
+	gmem_file_invalidate_begin(file, off, len, GMEM_SIDE_SHARED | GMEM_SIDE_PRIVATE);
 	for (uint64_t page = off >> GMEM_PAGE_SHIFT; page < (off + len) >> GMEM_PAGE_SHIFT; page++)
 		gmem_state_remove(&file->state, page);
 	err = gmem_memfd_punch(file->fd, off, len);
+	gmem_file_invalidate_end(file, off, len);
 	gmem_rwlock_unlock(&file->invalidate_lock);
 	if (err)
 		return gmem_err_sys(err, "gmem_file_punch: off 0x%llx, len 0x%llx", (unsigned long long)off,
@@ -79,12 +81,21 @@ static int check_io(const struct gmem_file *file, const char *who, uint64_t off,
 	return 0;
 }
 
+static int refuse_private(const struct gmem_file *file, const char *who, uint64_t page)
+{
+	if (!gmem_state_private(&file->state, page))
+		return 0;
+	return gmem_err(-EACCES, "%s: page at 0x%llx is private", who, (unsigned long long)page << GMEM_PAGE_SHIFT);
+}
+
 /* A part of a page of the file and the same part of the caller's buffer, by way of a page of our own. */
 static int read_page(struct gmem_file *file, uint64_t page, uint32_t at, uint32_t n, void *bounce)
 {
 	uint32_t word = gmem_state_word(&file->state, page);
-	int err;
+	int err = refuse_private(file, "gmem_file_read", page);
 
+	if (err)
+		return err;
 	if (word & GMEM_WORD_POISONED)
 		return gmem_err(-EHWPOISON, "gmem_file_read: page at 0x%llx is poisoned",
 				(unsigned long long)page << GMEM_PAGE_SHIFT);
@@ -135,8 +146,10 @@ static int write_page(struct gmem_file *file, uint64_t page, uint32_t at, uint32
 {
 	uint64_t off = page << GMEM_PAGE_SHIFT;
 	struct gmem_folio folio;
-	int err;
+	int err = refuse_private(file, "gmem_file_write", page);
 
+	if (err)
+		return err;
 	err = file->ops->lookup(file, off, 1, &folio);
 	if (err == -EHWPOISON)
 		return gmem_err(err, "gmem_file_write: page at 0x%llx is poisoned", (unsigned long long)off);

@@ -11,7 +11,7 @@ static const char zeroes[GMEM_PAGE_SIZE];
 
 static bool can_userfault(const struct gmem_file *file, uint64_t off, uint64_t len)
 {
-	return gmem_range_inside(off, len, file->len);
+	return gmem_range_inside(off, len, file->len) && !file->state.init_private;
 }
 
 static bool present(const struct gmem_file *file, uint64_t off)

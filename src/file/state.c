@@ -13,6 +13,22 @@
 #include "base/range.h"
 #include "sys/memfd.h"
 
+static uint64_t round_up(uint64_t len)
+{
+	return gmem_page_round_down(len + GMEM_PAGE_SIZE - 1);
+}
+
+/* Pages of their own, so that pages nobody converts need no memory for it. */
+static uint64_t flips_at(uint64_t npages)
+{
+	return round_up(GMEM_STATE_HEADER_LEN + npages * sizeof(uint32_t));
+}
+
+static uint64_t table_len(uint64_t npages)
+{
+	return flips_at(npages) + round_up((npages + 63) / 64 * sizeof(uint64_t));
+}
+
 static int map(struct gmem_state *s, int fd, uint64_t len)
 {
 	void *p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
@@ -26,12 +42,14 @@ static int map(struct gmem_state *s, int fd, uint64_t len)
 	return 0;
 }
 
-static uint64_t table_len(uint64_t npages)
+static void set_pages(struct gmem_state *s, uint64_t npages)
 {
-	return gmem_page_round_down(GMEM_STATE_HEADER_LEN + npages * sizeof(uint32_t) + GMEM_PAGE_SIZE - 1);
+	s->npages = npages;
+	s->init_private = s->header->init_private;
+	s->flips = (_Atomic uint64_t *)((char *)s->header + flips_at(npages));
 }
 
-int gmem_state_create(struct gmem_state *s, uint64_t npages)
+int gmem_state_create(struct gmem_state *s, uint64_t npages, bool init_private)
 {
 	uint64_t len = table_len(npages), cookie;
 	int fd, err;
@@ -46,12 +64,14 @@ int gmem_state_create(struct gmem_state *s, uint64_t npages)
 		close(fd);
 		return err;
 	}
-	s->npages = npages;
+	s->header->init_private = init_private;
+	set_pages(s, npages);
 	s->header->magic = GMEM_STATE_MAGIC;
 	s->header->version = GMEM_STATE_VERSION;
 	s->header->page_shift = GMEM_PAGE_SHIFT;
 	s->header->npages = npages;
 	s->header->cookie = cookie;
+	atomic_store(&s->header->uses, init_private ? GMEM_STATE_PRIVATE : 0);
 	return 0;
 }
 
@@ -89,6 +109,7 @@ int gmem_state_open(struct gmem_state *s, int fd)
 			 (long long)st.st_size);
 		goto out_unmap;
 	}
+	set_pages(s, s->npages);
 	return 0;
 
 out_unmap:
@@ -179,6 +200,11 @@ bool gmem_state_remove(struct gmem_state *s, uint64_t page)
 	} while (!atomic_compare_exchange_weak_explicit(&s->words[page], &old, new, memory_order_acq_rel,
 							memory_order_acquire));
 	return !(new &GMEM_WORD_LOCKED);
+}
+
+void gmem_state_lose(struct gmem_state *s, uint64_t page)
+{
+	atomic_store_explicit(&s->words[page], GMEM_WORD_POISONED, memory_order_release);
 }
 
 bool gmem_state_zero(struct gmem_state *s, uint64_t page)

@@ -14,6 +14,9 @@
  * A page lock of another generation belongs to a server that is dead (it was fenced before the generation was
  * raised): the page is unfilled, and nobody has seen its bytes, because it was never continued. A page that is
  * removed while it is locked is marked DOOMED; the holder of the lock drops it instead of publishing it.
+ *
+ * Behind the words is a bitmap with a bit a page: set, the page is not on the side (shared or private) that the file's
+ * pages began on. Bits are changed under the file's invalidate lock, exclusive, and read without a lock.
  */
 #ifndef GMEM_FILE_STATE_H
 #define GMEM_FILE_STATE_H
@@ -26,7 +29,7 @@
 #include "gmem.h"
 
 #define GMEM_STATE_MAGIC 0x45544154534d4547ull /* "GEMSTATE" */
-#define GMEM_STATE_VERSION 1u
+#define GMEM_STATE_VERSION 2u
 #define GMEM_STATE_MAX_REGIONS 32u
 
 #define GMEM_WORD_CONTENT 0x3u /* mask */
@@ -67,6 +70,8 @@ struct gmem_state_header {
 	_Atomic uint64_t server_start; /* its start time, clock ticks after boot: pid numbers are used again */
 	_Atomic uint32_t nregions;
 	_Atomic uint32_t note; /* gmem_server_set_note() */
+	uint32_t init_private; /* pages begin private */
+	_Atomic uint32_t uses; /* GMEM_STATE_OPENED or GMEM_STATE_PRIVATE, see gmem_state_claim() */
 	struct gmem_state_region regions[GMEM_STATE_MAX_REGIONS];
 	uint64_t image_dev, image_ino,
 		image_size; /* of the image, so that another file under its name is not taken for it */
@@ -80,13 +85,15 @@ _Static_assert(sizeof(struct gmem_state_header) <= GMEM_STATE_HEADER_LEN, "state
 struct gmem_state {
 	struct gmem_state_header *header;
 	_Atomic uint32_t *words;
+	_Atomic uint64_t *flips; /* the bitmap */
 	uint64_t npages;
 	uint64_t map_len;
+	bool init_private; /* what the header says, so that nobody can change it under us */
 	int fd;
 };
 
 /* Makes a table for `npages` pages, all ABSENT. */
-int gmem_state_create(struct gmem_state *s, uint64_t npages);
+int gmem_state_create(struct gmem_state *s, uint64_t npages, bool init_private);
 /* Maps an existing one; borrows and duplicates fd. -EPROTONOSUPPORT, -EINVAL. */
 int gmem_state_open(struct gmem_state *s, int fd);
 void gmem_state_close(struct gmem_state *s);
@@ -127,6 +134,30 @@ static inline bool gmem_word_absent(uint32_t word)
 	return gmem_word_content(word) == GMEM_WORD_ABSENT && !(word & GMEM_WORD_POISONED);
 }
 
+/* ---- attributes.c: shared and private */
+
+static inline bool gmem_state_private(const struct gmem_state *s, uint64_t page)
+{
+	uint64_t word = atomic_load_explicit(&s->flips[page / 64], memory_order_acquire);
+
+	return (bool)(word >> page % 64 & 1) != s->init_private;
+}
+
+/* Where the run of pages on the side of `page` ends, at most at `end`. */
+uint64_t gmem_state_side_end(const struct gmem_state *s, uint64_t page, uint64_t end);
+/* Invalidate lock held, exclusive. */
+void gmem_state_set_side(struct gmem_state *s, uint64_t first, uint64_t end, bool private);
+
+/*
+ * A memory is either open in several objects or has private pages: whoever converts a page has to know every view, pin
+ * and second stage. The first of the two uses stays for ever. -EBUSY: the other one came first.
+ */
+#define GMEM_STATE_OPENED 1u
+#define GMEM_STATE_PRIVATE 2u
+int gmem_state_claim(struct gmem_state *s, uint32_t use);
+
+/* ---- page locks */
+
 enum gmem_state_lock {
 	GMEM_STATE_LOCKED = 0, /* the caller holds the page lock; the page is ABSENT */
 	GMEM_STATE_STALE = 1, /* so too, and a dead server may have left bytes in the page */
@@ -152,6 +183,8 @@ void gmem_state_unlock(struct gmem_state *s, uint64_t page, uint32_t generation)
 bool gmem_state_poison(struct gmem_state *s, uint64_t page, uint32_t generation);
 /* The page's bytes are unwanted. False if it is locked and was doomed: its holder will drop it. */
 bool gmem_state_remove(struct gmem_state *s, uint64_t page);
+/* The bytes of a page are gone for good, whatever it was; nobody else may be at it. */
+void gmem_state_lose(struct gmem_state *s, uint64_t page);
 /* An ABSENT, never locked page known to be zero needs no bytes: REMOVED. False if it is anything else by now. */
 bool gmem_state_zero(struct gmem_state *s, uint64_t page);
 

@@ -8,6 +8,30 @@
 #include "base/range.h"
 #include "file/file.h"
 
+/* From here on conversions know it; what is private already is marked before anybody has the address. */
+static int enlist(struct gmem_view *view)
+{
+	struct gmem_file *file = view->file;
+	int err;
+
+	gmem_rwlock_lock(&file->invalidate_lock);
+	err = gmem_view_mark_private(view);
+	if (!err) {
+		view->next = file->views;
+		file->views = view;
+	}
+	gmem_rwlock_unlock(&file->invalidate_lock);
+	return err ? gmem_err_prefix(err, "gmem_view_map") : 0;
+}
+
+static void forget(struct gmem_view *view)
+{
+	if (view->uffd < 0)
+		return;
+	gmem_state_forget_region(&view->file->state, (uint64_t)(uintptr_t)view->addr, view->uffd);
+	close(view->uffd);
+}
+
 int gmem_view_map(struct gmem_file *file, uint64_t off, uint64_t len, int prot, struct gmem_view **ret)
 {
 	struct gmem_view *view;
@@ -24,28 +48,42 @@ int gmem_view_map(struct gmem_file *file, uint64_t off, uint64_t len, int prot, 
 	view->addr = mmap(NULL, len, prot, MAP_SHARED | MAP_NORESERVE, file->fd, (off_t)off);
 	if (view->addr == MAP_FAILED) {
 		err = gmem_err_sys(-errno, "gmem_view_map: %llu bytes", (unsigned long long)len);
-		free(view);
-		return err;
+		goto out_free;
 	}
 	if (madvise(view->addr, len, MADV_DONTFORK)) {
 		err = gmem_err_sys(-errno, "gmem_view_map: MADV_DONTFORK");
-		munmap(view->addr, len);
-		free(view);
-		return err;
+		goto out_unmap;
 	}
+	err = enlist(view);
+	if (err)
+		goto out_unmap;
+	gmem_file_get(file);
 	*ret = view;
 	return 0;
+
+out_unmap:
+	munmap(view->addr, len);
+	forget(view);
+out_free:
+	free(view);
+	return err;
 }
 
 void gmem_view_unmap(struct gmem_view *view)
 {
+	struct gmem_view **at;
+
 	if (!view)
 		return;
+	gmem_rwlock_lock(&view->file->invalidate_lock);
+	at = &view->file->views;
+	while (*at != view)
+		at = &(*at)->next;
+	*at = view->next;
 	munmap(view->addr, view->len);
-	if (view->uffd >= 0) {
-		gmem_state_forget_region(&view->file->state, (uint64_t)(uintptr_t)view->addr, view->uffd);
-		close(view->uffd);
-	}
+	gmem_rwlock_unlock(&view->file->invalidate_lock);
+	forget(view);
+	gmem_file_put(view->file);
 	free(view);
 }
 

@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: MIT */
+/* Second stages that map pages of a file, and the window they map. */
+#include <errno.h>
+#include <sys/mman.h>
+
+#include "base/err.h"
+#include "base/range.h"
+#include "file/file.h"
+
+#define WINDOW_ALIGN (2ull << 20) /* of a large leaf */
+
+int gmem_file_bind(struct gmem_file *file, struct gmem_binding *b)
+{
+	int err = 0;
+
+	gmem_rwlock_lock(&file->invalidate_lock);
+	for (struct gmem_binding *other = file->bindings; other && !err; other = other->next)
+		if (gmem_range_overlaps(b->off, b->len, other->off, other->len))
+			err = gmem_err(-EEXIST, "off 0x%llx, len 0x%llx of the file: bound already",
+				       (unsigned long long)b->off, (unsigned long long)b->len);
+	if (!err) {
+		b->file = file;
+		b->next = file->bindings;
+		file->bindings = b;
+	}
+	gmem_rwlock_unlock(&file->invalidate_lock);
+	return err;
+}
+
+bool gmem_file_unbind(struct gmem_binding *b)
+{
+	struct gmem_binding **at;
+	bool found;
+
+	gmem_rwlock_lock(&b->file->invalidate_lock);
+	at = &b->file->bindings;
+	while (*at && *at != b)
+		at = &(*at)->next;
+	found = *at;
+	if (found)
+		*at = b->next;
+	gmem_rwlock_unlock(&b->file->invalidate_lock);
+	return found;
+}
+
+void gmem_file_invalidate_begin(struct gmem_file *file, uint64_t off, uint64_t len, uint32_t sides)
+{
+	for (struct gmem_binding *b = file->bindings; b; b = b->next) {
+		uint64_t from = gmem_max_u64(off, b->off), to = gmem_min_u64(off + len, b->off + b->len);
+
+		if (from < to)
+			b->ops->invalidate_begin(b, from, to - from, sides);
+	}
+}
+
+void gmem_file_invalidate_end(struct gmem_file *file, uint64_t off, uint64_t len)
+{
+	for (struct gmem_binding *b = file->bindings; b; b = b->next)
+		if (gmem_range_overlaps(off, len, b->off, b->len))
+			b->ops->invalidate_end(b);
+}
+
+void gmem_file_close_bindings(struct gmem_file *file)
+{
+	struct gmem_binding *b;
+
+	do {
+		gmem_rwlock_lock_shared(&file->invalidate_lock);
+		b = file->bindings;
+		if (b)
+			b->ops->hold(b);
+		gmem_rwlock_unlock_shared(&file->invalidate_lock);
+		if (b)
+			b->ops->close(b);
+	} while (b);
+}
+
+static char *map_window(struct gmem_file *file)
+{
+	uint64_t room = file->len + WINDOW_ALIGN;
+	char *p = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0), *at;
+
+	if (p == MAP_FAILED)
+		return NULL;
+	at = (char *)(((uintptr_t)p + WINDOW_ALIGN - 1) & ~(uintptr_t)(WINDOW_ALIGN - 1));
+	if (mmap(at, file->len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, file->fd, 0) ==
+		    MAP_FAILED ||
+	    madvise(at, file->len, MADV_DONTFORK)) {
+		munmap(p, room);
+		return NULL;
+	}
+	if (at > p)
+		munmap(p, (size_t)(at - p));
+	munmap(at + file->len, (size_t)(p + room - at - file->len));
+	return at;
+}
+
+char *gmem_file_window(struct gmem_file *file)
+{
+	char *window = atomic_load(&file->window), *none = NULL;
+
+	if (window)
+		return window;
+	window = map_window(file);
+	if (window && !atomic_compare_exchange_strong(&file->window, &none, window)) {
+		munmap(window, file->len);
+		return none;
+	}
+	return window;
+}

@@ -1,0 +1,239 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Conversion between shared and private, in place.
+ *
+ * All or nothing, under the invalidate lock, exclusive. To private: views are marked, so that the host can touch the
+ * pages no more; a page that is pinned ends it there, and the marks go again; then the shared side of every second
+ * stage is zapped, and only then is the state stored. To shared: the private side is zapped, the state stored, and the
+ * host let in last. Pages on the right side already are left alone, absent pages convert like any others.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "base/err.h"
+#include "base/range.h"
+#include "file/file.h"
+#include "sys/memfd.h"
+
+#define REHOME_PAGES 64u
+
+/* The next run of [*page, end) that is not on that side; false: none. */
+static bool next_run(const struct gmem_file *file, uint64_t *page, uint64_t end, bool private, uint64_t *run_end)
+{
+	if (*page < end && gmem_state_private(&file->state, *page) == private)
+		*page = gmem_state_side_end(&file->state, *page, end);
+	if (*page >= end)
+		return false;
+	*run_end = gmem_state_side_end(&file->state, *page, end);
+	return true;
+}
+
+typedef int (*each_view_fn)(struct gmem_view *view, uint64_t off, uint64_t len);
+
+/* Calls fn for each piece of a view that shows a run of [first, end) not on that side. Stops at an error. */
+static int each_piece(struct gmem_file *file, uint64_t first, uint64_t end, bool private, each_view_fn fn)
+{
+	uint64_t run_end;
+
+	for (uint64_t page = first; next_run(file, &page, end, private, &run_end); page = run_end) {
+		for (struct gmem_view *view = file->views; view; view = view->next) {
+			uint64_t off = page << GMEM_PAGE_SHIFT, len = (run_end - page) << GMEM_PAGE_SHIFT;
+			int err = gmem_view_part(view, &off, &len) ? fn(view, off, len) : 0;
+
+			if (err)
+				return err;
+		}
+	}
+	return 0;
+}
+
+/* The first page of the runs that are to change which somebody holds; UINT64_MAX: none. */
+static uint64_t first_pin(struct gmem_file *file, uint64_t first, uint64_t end)
+{
+	uint64_t run_end;
+
+	for (uint64_t page = first; next_run(file, &page, end, true, &run_end); page = run_end) {
+		uint64_t pin = gmem_file_first_pin(file, page << GMEM_PAGE_SHIFT, (run_end - page) << GMEM_PAGE_SHIFT);
+
+		if (pin != UINT64_MAX)
+			return pin;
+	}
+	return UINT64_MAX;
+}
+
+/*
+ * Gives the pages new memory with the same bytes. Who holds a reference to the old memory that the library cannot see
+ * (a system call in flight, a pipe) is left with that, which nobody uses any more.
+ */
+static int rehome(struct gmem_file *file, uint64_t off, uint64_t len)
+{
+	uint64_t end = off + len;
+	char *buf = malloc(REHOME_PAGES * GMEM_PAGE_SIZE);
+	int err = buf ? 0 : gmem_err_sys(-ENOMEM, "gmem_file_set_attributes");
+
+	while (!err && off < end) {
+		off_t data = lseek(file->fd, (off_t)off, SEEK_DATA);
+		uint64_t n;
+
+		if (data < 0 || (uint64_t)data >= end)
+			break;
+		off = gmem_page_round_down((uint64_t)data);
+		n = gmem_min_u64(end - off, REHOME_PAGES * GMEM_PAGE_SIZE);
+		data = lseek(file->fd, (off_t)off, SEEK_HOLE);
+		if (data > (off_t)off)
+			n = gmem_min_u64(n, (uint64_t)data - off);
+		err = gmem_pread_all(file->fd, buf, n, off);
+		if (!err)
+			err = gmem_memfd_punch(file->fd, off, n);
+		if (err) {
+			gmem_err_sys(err, "gmem_file_set_attributes: moving the page at 0x%llx",
+				     (unsigned long long)off);
+			break;
+		}
+		err = gmem_pwrite_all(file->fd, buf, n, off);
+		if (err) {
+			/* Half a page is no page. */
+			for (uint64_t lost = off; lost < off + n; lost += GMEM_PAGE_SIZE)
+				gmem_state_lose(&file->state, lost >> GMEM_PAGE_SHIFT);
+			(void)gmem_memfd_punch(file->fd, off, n);
+			gmem_err_sys(err,
+				     "gmem_file_set_attributes: no memory to move the page at 0x%llx to: it is lost",
+				     (unsigned long long)off);
+		}
+		off += n;
+	}
+	free(buf);
+	return err;
+}
+
+static int to_private(struct gmem_file *file, uint64_t first, uint64_t end, uint64_t *ret_error_off)
+{
+	uint64_t off = first << GMEM_PAGE_SHIFT, len = (end - first) << GMEM_PAGE_SHIFT, pin;
+	int err = each_piece(file, first, end, true, gmem_view_mark);
+
+	if (err) {
+		*ret_error_off = off;
+		goto out_unmark;
+	}
+	pin = first_pin(file, first, end);
+	if (pin != UINT64_MAX) {
+		*ret_error_off = pin;
+		err = gmem_err(-EAGAIN, "gmem_file_set_attributes: page at 0x%llx is pinned", (unsigned long long)pin);
+		goto out_unmark;
+	}
+	gmem_file_invalidate_begin(file, off, len, GMEM_SIDE_SHARED);
+	if (file->flags & GMEM_FILE_STRICT) {
+		uint64_t run_end;
+
+		for (uint64_t page = first; !err && next_run(file, &page, end, true, &run_end); page = run_end)
+			err = rehome(file, page << GMEM_PAGE_SHIFT, (run_end - page) << GMEM_PAGE_SHIFT);
+	}
+	if (!err)
+		gmem_state_set_side(&file->state, first, end, true);
+	gmem_file_invalidate_end(file, off, len);
+	if (!err)
+		return 0;
+	*ret_error_off = off;
+
+out_unmark:
+	/* One that cannot be unmarked stays SIGBUS: a page too few for the host, never one too many. */
+	(void)each_piece(file, first, end, true, gmem_view_unmark);
+	return err;
+}
+
+static int unmark(struct gmem_file *file, uint64_t first, uint64_t end)
+{
+	int err = 0;
+
+	for (struct gmem_view *view = file->views; view; view = view->next) {
+		uint64_t off = first << GMEM_PAGE_SHIFT, len = (end - first) << GMEM_PAGE_SHIFT;
+		int one = gmem_view_part(view, &off, &len) ? gmem_view_unmark(view, off, len) : 0;
+
+		err = err ? err : one;
+	}
+	return err;
+}
+
+/* The state first: until the last mark has gone, a touch is refused that might have been allowed. */
+static int to_shared(struct gmem_file *file, uint64_t first, uint64_t end, uint64_t *ret_error_off)
+{
+	uint64_t off = first << GMEM_PAGE_SHIFT, len = (end - first) << GMEM_PAGE_SHIFT, run_end;
+	int err = 0;
+
+	gmem_file_invalidate_begin(file, off, len, GMEM_SIDE_PRIVATE);
+	for (uint64_t page = first; next_run(file, &page, end, false, &run_end); page = run_end) {
+		int one;
+
+		gmem_state_set_side(&file->state, page, run_end, false);
+		one = unmark(file, page, run_end);
+		if (one && !err) {
+			err = one;
+			*ret_error_off = page << GMEM_PAGE_SHIFT;
+		}
+	}
+	gmem_file_invalidate_end(file, off, len);
+	return err;
+}
+
+/* The order of the kernel's own checks (KVM_SET_MEMORY_ATTRIBUTES2); all of them are -EINVAL. */
+static int check(const struct gmem_file *file, uint64_t off, uint64_t len, uint64_t attributes)
+{
+	const char *what = attributes & ~GMEM_ATTRIBUTE_PRIVATE		      ? "unknown attributes" :
+			   !len || off + len < off			      ? "empty, or wraps" :
+			   !gmem_page_aligned(off) || !gmem_page_aligned(len) ? "not page-aligned" :
+			   !gmem_range_inside(off, len, file->len)	      ? "past the end" :
+										NULL;
+
+	return !what ? 0 :
+		       gmem_err(-EINVAL, "gmem_file_set_attributes: off 0x%llx, len 0x%llx, attributes 0x%llx: %s",
+				(unsigned long long)off, (unsigned long long)len, (unsigned long long)attributes, what);
+}
+
+int gmem_file_set_attributes(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t attributes,
+			     uint64_t *ret_error_off)
+{
+	bool private = attributes & GMEM_ATTRIBUTE_PRIVATE;
+	uint64_t first = off >> GMEM_PAGE_SHIFT, end = (off + len) >> GMEM_PAGE_SHIFT, page = first, run_end;
+	uint64_t at = off;
+	int err = check(file, off, len, attributes);
+
+	if (err)
+		return err;
+	if (file->pid != getpid())
+		return gmem_err(-EIO, "gmem_file_set_attributes: this object is a copy that came with fork(2)");
+	if (private && gmem_state_claim(&file->state, GMEM_STATE_PRIVATE))
+		return gmem_err(-EBUSY,
+				"gmem_file_set_attributes: this memory is open in another object too, or behind a "
+				"keeper: the host could not be kept out");
+	gmem_rwlock_lock(&file->invalidate_lock);
+	/* Narrowed to what changes. */
+	if (next_run(file, &page, end, private, &run_end))
+		err = private ? to_private(file, page, end, &at) : to_shared(file, page, end, &at);
+	gmem_rwlock_unlock(&file->invalidate_lock);
+	if (err && ret_error_off)
+		*ret_error_off = at;
+	return err;
+}
+
+int gmem_file_attributes(const struct gmem_file *file, uint64_t off, uint64_t *ret_attributes, uint64_t *ret_len)
+{
+	uint64_t page = off >> GMEM_PAGE_SHIFT, end;
+	bool private;
+
+	if (!gmem_page_aligned(off))
+		return gmem_err(-EINVAL, "gmem_file_attributes: off 0x%llx: not page-aligned", (unsigned long long)off);
+	if (off >= file->len)
+		return gmem_err(-ERANGE, "gmem_file_attributes: off 0x%llx: past the end (0x%llx)",
+				(unsigned long long)off, (unsigned long long)file->len);
+	/* A conversion may run meanwhile: what is told was true of one moment at least of the page itself. */
+	do {
+		private = gmem_state_private(&file->state, page);
+		end = gmem_state_side_end(&file->state, page, file->state.npages);
+	} while (end == page || private != gmem_state_private(&file->state, page));
+	if (ret_attributes)
+		*ret_attributes = private ? GMEM_ATTRIBUTE_PRIVATE : 0;
+	if (ret_len)
+		*ret_len = (end - page) << GMEM_PAGE_SHIFT;
+	return 0;
+}

@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: MIT */
+/* Who brings in what is absent, for a guest that touches it through no view. */
+#include <errno.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "base/err.h"
+#include "base/range.h"
+#include "file/file.h"
+
+int gmem_file_supply(struct gmem_file *file, uint64_t off, uint64_t len, gmem_bring_in_fn bring_in, void *opaque,
+		     struct gmem_supply **ret)
+{
+	struct gmem_supply *s = calloc(1, sizeof(*s));
+
+	if (!s)
+		return gmem_err_sys(-ENOMEM, "guest memory file");
+	*s = (struct gmem_supply){ .off = off, .len = len, .bring_in = bring_in, .opaque = opaque };
+	gmem_rwlock_lock(&file->invalidate_lock);
+	s->next = file->supplies;
+	file->supplies = s;
+	gmem_rwlock_unlock(&file->invalidate_lock);
+	*ret = s;
+	return 0;
+}
+
+void gmem_file_end_supply(struct gmem_file *file, struct gmem_supply *supply)
+{
+	const struct timespec pause = { .tv_nsec = 100000 };
+
+	gmem_rwlock_lock(&file->invalidate_lock);
+	supply->bring_in = NULL;
+	gmem_rwlock_unlock(&file->invalidate_lock);
+	while (atomic_load(&supply->users))
+		nanosleep(&pause, NULL);
+}
+
+void gmem_file_withdraw_supply(struct gmem_file *file, struct gmem_supply *supply)
+{
+	struct gmem_supply **at = &file->supplies;
+
+	gmem_file_end_supply(file, supply);
+	gmem_rwlock_lock(&file->invalidate_lock);
+	while (*at != supply)
+		at = &(*at)->next;
+	*at = supply->next;
+	gmem_rwlock_unlock(&file->invalidate_lock);
+	free(supply);
+}
+
+/* The supplier of a page: one that lives, else one that did. Counted as in use if it lives. */
+static struct gmem_supply *find(struct gmem_file *file, uint64_t off)
+{
+	struct gmem_supply *dead = NULL;
+
+	for (struct gmem_supply *s = file->supplies; s; s = s->next) {
+		if (off < s->off || off - s->off >= s->len)
+			continue;
+		if (s->bring_in) {
+			atomic_fetch_add(&s->users, 1);
+			return s;
+		}
+		dead = s;
+	}
+	return dead;
+}
+
+int gmem_file_bring_in(struct gmem_file *file, uint64_t off, const _Atomic bool *cancel)
+{
+	gmem_bring_in_fn bring_in = NULL;
+	struct gmem_supply *s;
+	int err;
+
+	gmem_rwlock_lock_shared(&file->invalidate_lock);
+	s = find(file, off);
+	if (s)
+		bring_in = s->bring_in;
+	gmem_rwlock_unlock_shared(&file->invalidate_lock);
+	if (!s)
+		return -ENOENT;
+	/* Zero would be a wrong byte. */
+	if (!bring_in)
+		return gmem_err(-EIO, "page at 0x%llx was never brought in, and who was to do it is gone",
+				(unsigned long long)off);
+	err = bring_in(s->opaque, file, off, cancel);
+	atomic_fetch_sub(&s->users, 1);
+	return err;
+}
