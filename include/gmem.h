@@ -241,6 +241,166 @@ uint64_t gmem_view_len(const struct gmem_view *view);
  * go on, a negative errno to stop: the operation then fails with it. */
 typedef int (*gmem_progress_fn)(void *opaque, uint64_t done, uint64_t total);
 
+/* -------------------------------------------------------------------------------------------------- vm */
+
+/*
+ * One machine: memslots that say which pages of which files its guest-physical addresses are, and vCPUs. All functions
+ * may be called from any thread unless they say otherwise. A VM belongs to the process that made it.
+ */
+struct gmem_vm;
+
+/* KVM's numbers (KVM_X86_*_VM). They say how a guest's access names the side it wants. */
+enum gmem_vm_type {
+	GMEM_VM_DEFAULT = 0, /* there is no private memory: touching a private page is a memory fault */
+	GMEM_VM_SW_PROTECTED = 1, /* the page's side decides; the guest has no say */
+	GMEM_VM_SNP = 4, /* gmem_vm_alias_bit() set in an address means private (the C-bit) */
+	GMEM_VM_TDX = 5, /* set, it means shared */
+};
+
+struct gmem_vm_opts {
+	size_t size; /* sizeof(struct gmem_vm_opts) */
+	enum gmem_vm_type type;
+	uint32_t flags; /* none defined: must be 0 */
+};
+
+/* `opts` NULL: GMEM_VM_SW_PROTECTED. -EINVAL, -ENOMEM. */
+int gmem_vm_create(const struct gmem_vm_opts *opts, struct gmem_vm **ret);
+
+/*
+ * The VM is dead from now on: its slots are deleted, its vCPUs' calls fail with -EIO or find no slot. The memory of the
+ * object goes with the last vCPU and launch. NULL is allowed.
+ */
+void gmem_vm_free(struct gmem_vm *vm);
+
+/* The bit of a guest-physical address that names the side, 0 if the type has none. */
+uint64_t gmem_vm_alias_bit(const struct gmem_vm *vm);
+
+/* The populate that runs now, or else the next one, ends before its next page: -EINTR if it has done none. */
+void gmem_vm_cancel(struct gmem_vm *vm);
+
+struct gmem_memslot {
+	size_t size; /* sizeof(struct gmem_memslot) */
+	uint32_t slot; /* 0..32763 */
+	uint32_t flags; /* none defined: must be 0 */
+	uint64_t gpa, len; /* bytes, page-aligned; len 0 deletes */
+	struct gmem_file *file; /* borrowed; may be freed before the slot is deleted */
+	uint64_t off; /* of `gpa` in the file */
+};
+
+/*
+ * Sets a slot, or deletes one. A slot cannot be changed, only deleted; its pages stay in the file. When the file is
+ * freed first, the slot stays and touching it is a memory fault. Rules and errors are those of
+ * KVM_SET_USER_MEMORY_REGION2 with KVM_MEM_GUEST_MEMFD: -EINVAL (alignment, wrap, past the end of the file, no such
+ * slot to delete, a slot that is there), -EEXIST (guest-physical addresses or part of the file are in another slot);
+ * also -ENOMEM, -ENOSPC (all slots are in use), -EIO (after fork(2), or a dead VM).
+ */
+int gmem_vm_set_slot(struct gmem_vm *vm, const struct gmem_memslot *memslot);
+
+/* ------------------------------------------------------------------------------------------------ vcpu */
+
+/*
+ * A vCPU. An accessor executes no instructions: it makes the accesses of a guest, through the second stage, in the
+ * thread that calls it. One thread at a time, but for gmem_vcpu_cancel().
+ */
+struct gmem_vcpu;
+
+enum gmem_vcpu_kind { GMEM_VCPU_ACCESSOR = 0 };
+
+struct gmem_vcpu_opts {
+	size_t size; /* sizeof(struct gmem_vcpu_opts) */
+	enum gmem_vcpu_kind kind;
+};
+
+/* `opts` NULL: an accessor. -EINVAL, -ENOMEM. It keeps the VM's object, not the VM alive. */
+int gmem_vcpu_create(struct gmem_vm *vm, const struct gmem_vcpu_opts *opts, struct gmem_vcpu **ret);
+void gmem_vcpu_free(struct gmem_vcpu *vcpu); /* NULL is allowed */
+
+/*
+ * A guest's load and store of `len` bytes, of any alignment and across pages; `gpa` with the bit that names the side,
+ * where the type has one. An absent page is brought in first, if need be by the pager of the file, for which the call
+ * waits. `buf` may be memory that is itself served by a pager.
+ *
+ * -EFAULT and -EHWPOISON are exits, see gmem_vcpu_exit(): what is before the page that it names has been done.
+ * -EPERM: a write to a page whose writes are watched. -EINTR: gmem_vcpu_cancel(). -EIO: the VM is dead, or the page was never
+ * brought in and its pager is gone. -EINVAL (an address the guest cannot have), -ENOMEM.
+ */
+int gmem_vcpu_load(struct gmem_vcpu *vcpu, uint64_t gpa, void *buf, size_t len);
+int gmem_vcpu_store(struct gmem_vcpu *vcpu, uint64_t gpa, const void *buf, size_t len);
+
+/*
+ * Maps the pages of [gpa, gpa + len) as if the guest had touched them (KVM_PRE_FAULT_MEMORY). 0 if at least one is
+ * mapped: `*ret_done`, if not NULL, says how many bytes. -ENOENT: no slot; -EINVAL (alignment, len 0, wrap); else as
+ * gmem_vcpu_load(), without an exit.
+ */
+int gmem_vcpu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t len, uint64_t *ret_done);
+
+/* The call that runs in the vCPU's thread, or else its next one, ends with -EINTR if it would wait or map. */
+void gmem_vcpu_cancel(struct gmem_vcpu *vcpu);
+
+enum gmem_exit_reason {
+	GMEM_EXIT_NONE = 0,
+	/* KVM_EXIT_MEMORY_FAULT: no slot, a file that is closed, a page on the other side, a poisoned page. */
+	GMEM_EXIT_MEMORY_FAULT = 39,
+};
+
+#define GMEM_EXIT_FLAG_PRIVATE (UINT64_C(1) << 3) /* the access was to private memory */
+
+struct gmem_exit {
+	size_t size; /* sizeof(struct gmem_exit) */
+	enum gmem_exit_reason reason;
+	uint64_t flags; /* GMEM_EXIT_FLAG_* */
+	uint64_t gpa, len; /* the page, without the bit that names the side */
+};
+
+/* Why the last load or store ended. -EINVAL (size). */
+int gmem_vcpu_exit(const struct gmem_vcpu *vcpu, struct gmem_exit *ret);
+
+/* ---------------------------------------------------------------------------------------------- launch */
+
+/*
+ * What is done with each page of a populate: measuring it, giving it to firmware, mapping it. `pfn` is the frame, which
+ * holds the bytes; gmem_pfn_addr() is where. `src` is the source's page, brought in: a copy, not the caller's memory;
+ * NULL without a source. 0: the page is up to date. A negative errno ends the populate: a page that was absent before
+ * is dropped, one that was there gets its bytes back.
+ *
+ * Called with the VM's slots lock and the file's invalidate lock held: it must not call into either, but
+ * gmem_mmu_map_private_pfn(), and must not touch memory that could be lazily served.
+ */
+typedef int (*gmem_populate_fn)(struct gmem_vm *vm, uint64_t gfn, uint64_t pfn, void *src, void *opaque);
+
+/*
+ * When the function fails, what it left in `src` goes back to the caller's source (a corrected CPUID page). The source
+ * is proven writable before the function is called.
+ */
+#define GMEM_POPULATE_WRITE_BACK (1u << 0)
+
+/*
+ * Puts bytes into private memory: `npages` pages from guest frame `gfn` on, out of `src` (page-aligned), each in one
+ * step under the file's lock, its source's bytes brought in before. `src` NULL: in place, with the bytes the pages
+ * have.
+ * `fn` NULL: bytes only.
+ *
+ * Returns the pages done, at most those up to the end of the slot; go on from there. If none was, the error of the
+ * first: -EINVAL (npages <= 0, alignment, flags, no slot, a page that is not private), -EFAULT (the slot's file is
+ * closed; a source that cannot be read, or not be written to where it must be: unmapped, past the end of its file,
+ * private memory, the target itself), -EINTR (gmem_vm_cancel()), -EHWPOISON, -ENOMEM, -EIO (a dead VM; in place, a page
+ * whose pager is gone), or what `fn` returned. Any thread; concurrent calls on one VM take turns.
+ */
+int64_t gmem_populate(struct gmem_vm *vm, uint64_t gfn, const void *src, int64_t npages, uint32_t flags,
+		      gmem_populate_fn fn, void *opaque);
+
+/* The address of a frame that a gmem_populate_fn was given, good until it returns. */
+void *gmem_pfn_addr(uint64_t pfn);
+
+/*
+ * Maps a private frame that the caller already holds into the second stage, 4 KiB, writable; the file is not asked for
+ * it. From a gmem_populate_fn only, with the frame it was given; any vCPU of the VM that no other thread is using.
+ *
+ * -EIO (the VM is dead, or is so from now on since it has no second stage here; the frame number is mapped already),
+ * -EINVAL (no slot), -EPERM (its writes are watched), -EINTR (gmem_vcpu_cancel()), -ENOMEM.
+ */
+int gmem_mmu_map_private_pfn(struct gmem_vcpu *vcpu, uint64_t gfn, uint64_t pfn);
+
 /* ---------------------------------------------------------------------------------------------- source */
 
 /*

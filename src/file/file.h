@@ -195,6 +195,8 @@ int gmem_file_supply(struct gmem_file *file, uint64_t off, uint64_t len, gmem_br
 void gmem_file_end_supply(struct gmem_file *file, struct gmem_supply *supply);
 /* As if it had never been. Its function was not called. */
 void gmem_file_withdraw_supply(struct gmem_file *file, struct gmem_supply *supply);
+/* Somebody brings the page at `off` in, or was to. Invalidate lock held. */
+bool gmem_file_supplied(const struct gmem_file *file, uint64_t off);
 /*
  * Has the absent page at `off` brought in. 0: look again. -ENOENT: nobody supplies it, it is zero; -EIO: who did is
  * gone; -EINTR: *cancel, which may be NULL, became true; the supplier's own errors. No lock held; blocks.

@@ -48,13 +48,26 @@ void gmem_file_withdraw_supply(struct gmem_file *file, struct gmem_supply *suppl
 	free(supply);
 }
 
+static bool supplies(const struct gmem_supply *s, uint64_t off)
+{
+	return off >= s->off && off - s->off < s->len;
+}
+
+bool gmem_file_supplied(const struct gmem_file *file, uint64_t off)
+{
+	for (const struct gmem_supply *s = file->supplies; s; s = s->next)
+		if (supplies(s, off))
+			return true;
+	return false;
+}
+
 /* The supplier of a page: one that lives, else one that did. Counted as in use if it lives. */
 static struct gmem_supply *find(struct gmem_file *file, uint64_t off)
 {
 	struct gmem_supply *dead = NULL;
 
 	for (struct gmem_supply *s = file->supplies; s; s = s->next) {
-		if (off < s->off || off - s->off >= s->len)
+		if (!supplies(s, off))
 			continue;
 		if (s->bring_in) {
 			atomic_fetch_add(&s->users, 1);

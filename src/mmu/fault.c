@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A guest's access finds no translation: the page is looked up in the slot's file, brought in if it is absent, and
+ * mapped if no invalidation came in between.
+ */
+#include <errno.h>
+#include <time.h>
+
+#include "base/err.h"
+#include "base/range.h"
+#include "mmu/mmu.h"
+
+/* What was found out of a page, without the lock. */
+struct found {
+	struct gmem_file *file; /* referenced */
+	uint64_t off; /* of the page in it */
+	bool tracked;
+	struct gmem_mapping m;
+};
+
+/* For an invalidation to end, or for another process's server to bring a page in. */
+static void pause_a_little(void)
+{
+	const struct timespec pause = { .tv_nsec = 20000 };
+
+	nanosleep(&pause, NULL);
+}
+
+/*
+ * The slot and its file, as of now. In an epoch, because both may be deleted; the file is referenced, because what
+ * follows may wait. -ENOENT: no slot; -EBADF: its file is closed.
+ */
+static int find(struct gmem_vcpu *vcpu, uint64_t gfn, struct found *f)
+{
+	struct gmem_mmu *mmu = vcpu->mmu;
+	struct gmem_slot *slot;
+	int err = 0;
+
+	gmem_epoch_enter(&mmu->epoch, &vcpu->reader);
+	slot = gmem_slots_find(atomic_load(&mmu->slots), gfn);
+	f->file = slot ? atomic_load(&slot->file) : NULL;
+	if (!slot) {
+		err = -ENOENT;
+	} else if (!f->file) {
+		err = -EBADF;
+	} else {
+		uint64_t first = gfn & ~(gmem_level_pages(GMEM_LEVEL_2M) - 1);
+		uint64_t pfn = gmem_slot_pfn(slot, gfn);
+		bool large = first >= slot->gfn &&
+			     first + gmem_level_pages(GMEM_LEVEL_2M) <= slot->gfn + slot->npages &&
+			     (pfn - gfn) % gmem_level_pages(GMEM_LEVEL_2M) == 0 && !atomic_load(&slot->tracked);
+
+		gmem_file_get(f->file);
+		f->off = gmem_slot_off(slot, gfn);
+		f->tracked = gmem_slot_tracked(slot, gfn);
+		f->m = (struct gmem_mapping){
+			.gfn = gfn,
+			.pfn = pfn,
+			.writable = !f->tracked,
+			.level = large ? GMEM_LEVEL_2M : GMEM_LEVEL_4K,
+		};
+	}
+	gmem_epoch_leave(&vcpu->reader);
+	return err;
+}
+
+/* The large leaf around the page would show nothing that is not in place, and one side only. */
+static bool uniform(const struct gmem_file *file, uint64_t off)
+{
+	uint64_t n = gmem_level_pages(GMEM_LEVEL_2M), first = off >> GMEM_PAGE_SHIFT & ~(n - 1);
+
+	/* The ends first: memory that is being touched in order is settled there. */
+	if (gmem_word_content(gmem_state_word(&file->state, first + n - 1)) != GMEM_WORD_UPTODATE ||
+	    gmem_state_side_end(&file->state, first, first + n) != first + n)
+		return false;
+	for (uint64_t page = first; page < first + n; page++)
+		if (gmem_word_content(gmem_state_word(&file->state, page)) != GMEM_WORD_UPTODATE)
+			return false;
+	return true;
+}
+
+/* Nobody supplies the page: it is zero, or has the bytes that views have put there. */
+static int add_zero(struct gmem_file *file, uint64_t off)
+{
+	struct gmem_folio folio;
+	int err = file->ops->alloc(file, off, 1, &folio);
+
+	if (!err)
+		err = file->ops->insert(file, &folio);
+	if (!err)
+		file->ops->publish(file, &folio);
+	return err;
+}
+
+/*
+ * Under the invalidate lock, shared: the page's side, and that it is in place. -ENODATA: absent, and somebody supplies
+ * it; -EREMOTE: on the side that was not wanted; -EBUSY, -EEXIST: look again.
+ */
+static int look(struct found *f, enum gmem_want want)
+{
+	struct gmem_folio folio;
+	int err;
+
+	f->m.private = gmem_file_private(f->file, f->off);
+	if (want != GMEM_WANT_ANY && (want == GMEM_WANT_PRIVATE) != f->m.private)
+		return -EREMOTE;
+	err = f->file->ops->lookup(f->file, f->off, 1, &folio);
+	if (err == -ENOENT)
+		err = gmem_file_supplied(f->file, f->off) ? -ENODATA : add_zero(f->file, f->off);
+	else if (!err &&
+		 gmem_word_content(gmem_state_word(&f->file->state, f->off >> GMEM_PAGE_SHIFT)) == GMEM_WORD_REMOVED)
+		err = gmem_file_back(f->file, f->off, GMEM_PAGE_SIZE);
+	if (!err && f->m.level > GMEM_LEVEL_4K && !uniform(f->file, f->off))
+		f->m.level = GMEM_LEVEL_4K;
+	return err;
+}
+
+/* Looks the page up and waits until it is in place. */
+static int get_page(struct gmem_vcpu *vcpu, struct found *f, enum gmem_want want)
+{
+	for (;;) {
+		int err;
+
+		if (gmem_vcpu_cancelled(vcpu))
+			return -EINTR;
+		gmem_rwlock_lock_shared(&f->file->invalidate_lock);
+		err = look(f, want);
+		gmem_rwlock_unlock_shared(&f->file->invalidate_lock);
+		if (err == -ENODATA) {
+			err = gmem_file_bring_in(f->file, f->off, &vcpu->cancel);
+			if (err && err != -ENOENT)
+				return err;
+		} else if (err == -EBUSY) {
+			pause_a_little();
+		} else if (err != -EEXIST) {
+			return err;
+		}
+	}
+}
+
+/* True if what was found out since `seq` may be out of date. Lock held. */
+static bool stale(struct gmem_mmu *mmu, uint64_t seq)
+{
+	return atomic_load(&mmu->invalidating) || atomic_load(&mmu->invalidate_seq) != seq;
+}
+
+static enum gmem_map_result map(struct gmem_vcpu *vcpu, const struct gmem_mapping *m, uint64_t seq)
+{
+	struct gmem_mmu *mmu = vcpu->mmu;
+	enum gmem_map_result r = GMEM_MAP_RETRY;
+
+	gmem_rwlock_lock_shared(&mmu->lock);
+	if (!stale(mmu, seq))
+		r = gmem_mmu_map(vcpu, m);
+	gmem_rwlock_unlock_shared(&mmu->lock);
+	return r;
+}
+
+/* One attempt. -EAGAIN: an invalidation, or another thread, came in between. */
+static int try_fault(struct gmem_vcpu *vcpu, struct found *f, uint64_t gfn, uint32_t access, enum gmem_want want)
+{
+	struct gmem_mmu *mmu = vcpu->mmu;
+	uint64_t seq = atomic_load(&mmu->invalidate_seq);
+	enum gmem_map_result r;
+	int err = find(vcpu, gfn, f);
+
+	if (err)
+		return err;
+	err = get_page(vcpu, f, want);
+	if (!err && f->tracked && (access & GMEM_ACCESS_WRITE))
+		err = gmem_err(-EPERM, "guest frame 0x%llx: its writes are watched", (unsigned long long)gfn);
+	if (!err)
+		err = gmem_table_topup(&mmu->pool, &vcpu->cache);
+	gmem_file_put(f->file);
+	if (err)
+		return err;
+	f->m.access = access;
+	f->m.nx_huge_pages = atomic_load(&mmu->nx_huge_pages);
+	if ((access & GMEM_ACCESS_EXEC) && f->m.nx_huge_pages)
+		f->m.level = GMEM_LEVEL_4K;
+	r = map(vcpu, &f->m, seq);
+	if (r == GMEM_MAP_FIXED || r == GMEM_MAP_SPURIOUS)
+		return 0;
+	/* A leaf that allows too little: it goes, and the page is mapped anew. */
+	if (r == GMEM_MAP_CONFLICT)
+		gmem_mmu_zap(mmu, gfn, 1, GMEM_SIDE_SHARED | GMEM_SIDE_PRIVATE);
+	atomic_fetch_add_explicit(&mmu->retries, 1, memory_order_relaxed);
+	if (atomic_load(&mmu->invalidating))
+		pause_a_little();
+	return -EAGAIN;
+}
+
+static int fault(struct gmem_vcpu *vcpu, struct found *f, uint64_t gfn, uint32_t access, enum gmem_want want)
+{
+	int err = gmem_mmu_reload(vcpu);
+
+	while (!err || err == -EAGAIN) {
+		if (atomic_load(&vcpu->mmu->dead))
+			return gmem_err(-EIO, "this VM is dead");
+		if (gmem_vcpu_cancelled(vcpu))
+			return -EINTR;
+		err = try_fault(vcpu, f, gfn, access, want);
+		if (!err)
+			break;
+	}
+	return err;
+}
+
+int gmem_mmu_fault(struct gmem_vcpu *vcpu, uint64_t gfn, uint32_t access, enum gmem_want want,
+		   struct gmem_mmu_exit *exit)
+{
+	struct found f = { .file = NULL };
+	int err = fault(vcpu, &f, gfn, access, want);
+
+	*exit = (struct gmem_mmu_exit){ .private = want == GMEM_WANT_ANY ? f.m.private : want == GMEM_WANT_PRIVATE };
+	switch (err) {
+	case -ENOENT:
+	case -EBADF:
+	case -EREMOTE:
+		exit->memory_fault = true;
+		return gmem_err(-EFAULT, "guest frame 0x%llx: %s", (unsigned long long)gfn,
+				err == -ENOENT ? "no slot" :
+				err == -EBADF  ? "its file is closed" :
+				exit->private  ? "the page is shared, the access private" :
+						 "the page is private, the access shared");
+	case -EHWPOISON:
+		exit->memory_fault = true;
+		return gmem_err(err, "guest frame 0x%llx: its page is poisoned", (unsigned long long)gfn);
+	case -EINTR:
+		return gmem_err(err, "guest frame 0x%llx: cancelled", (unsigned long long)gfn);
+	default:
+		return err;
+	}
+}
+
+int gmem_mmu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gfn, enum gmem_want want)
+{
+	struct found f = { .file = NULL };
+	int err = fault(vcpu, &f, gfn, GMEM_ACCESS_READ, want);
+
+	if (err == -ENOENT)
+		return gmem_err(err, "guest frame 0x%llx: no slot", (unsigned long long)gfn);
+	if (err == -EBADF || err == -EREMOTE)
+		return gmem_err(-EFAULT, "guest frame 0x%llx: %s", (unsigned long long)gfn,
+				err == -EBADF ? "its file is closed" : "the page is on the other side");
+	if (err == -EHWPOISON || err == -EINTR)
+		return gmem_err_sys(err, "guest frame 0x%llx", (unsigned long long)gfn);
+	return err;
+}

@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Guest frame -> page frame: second-stage tables, faults, mapping a private frame, zaps.
+ *
+ * Enters: guest frame numbers, from vCPUs; invalidations, from files by way of bindings. Leaves: translations, which an
+ * accessor follows inside an epoch. A gmem_mmu is part of its VM. Locks: the caller may hold slots_lock and a file's
+ * invalidate lock; `lock` (read: map; write: zap) is below both. A zap returns when no access can still use what it
+ * took away.
+ *
+ * A fault asks the file for its frame without `lock`, so an invalidation may come in between: it reads the sequence
+ * number first, and maps only if no invalidation runs or has ended since.
+ */
+#ifndef GMEM_MMU_MMU_H
+#define GMEM_MMU_MMU_H
+
+#include "base/epoch.h"
+#include "base/rwlock.h"
+#include "mmu/slot.h"
+#include "mmu/table.h"
+
+struct gmem_mmu {
+	struct gmem_rwlock lock;
+	struct gmem_table_pool pool;
+	gmem_pte *_Atomic root; /* NULL before the first vCPU needs it; then constant */
+	_Atomic uint64_t invalidate_seq; /* invalidations that have ended; changed under `lock`, exclusive */
+	_Atomic uint32_t invalidating; /* that are running; changed likewise */
+	struct gmem_epoch epoch;
+	struct gmem_slots *_Atomic slots; /* changed under the VM's slots_lock */
+	_Atomic bool dead; /* the VM is of no more use */
+	_Atomic bool nx_huge_pages; /* a large leaf is never executable; read at each fault, never remembered */
+	bool no_tables; /* somebody else translates for this VM */
+	_Atomic uint64_t retries; /* faults that met an invalidation, for tests */
+};
+
+/* A vCPU as the MMU sees it. One thread at a time, but for `cancel`. */
+struct gmem_vcpu {
+	struct gmem_mmu *mmu;
+	struct gmem_epoch_reader reader;
+	struct gmem_table_cache cache;
+	gmem_pte *root; /* NULL until the first gmem_mmu_reload() */
+	_Atomic bool cancel;
+};
+
+#define GMEM_ACCESS_READ 0u
+#define GMEM_ACCESS_WRITE 1u
+#define GMEM_ACCESS_EXEC 2u
+
+/* What a guest's access says of the page it wants. */
+enum gmem_want {
+	GMEM_WANT_ANY, /* nothing: the page's side decides */
+	GMEM_WANT_SHARED,
+	GMEM_WANT_PRIVATE,
+};
+
+void gmem_mmu_init(struct gmem_mmu *mmu);
+void gmem_mmu_destroy(struct gmem_mmu *mmu); /* no vCPU and no slot is left */
+void gmem_mmu_add_vcpu(struct gmem_mmu *mmu, struct gmem_vcpu *vcpu);
+void gmem_mmu_del_vcpu(struct gmem_vcpu *vcpu);
+
+/* Bytes of tables, those in the caches of vCPUs included. */
+uint64_t gmem_mmu_table_bytes(struct gmem_mmu *mmu);
+
+/* Has root tables from then on. -ENOMEM. */
+int gmem_mmu_reload(struct gmem_vcpu *vcpu);
+/* True once for each gmem_vcpu_cancel(). */
+bool gmem_vcpu_cancelled(struct gmem_vcpu *vcpu);
+
+/* ---- walk */
+
+/*
+ * The entry of a guest frame, as a leaf of 4 KiB; 0: none. Inside an epoch, where the frame it names may be used; after
+ * gmem_mmu_reload().
+ */
+static inline uint64_t gmem_mmu_walk(const struct gmem_vcpu *vcpu, uint64_t gfn)
+{
+	const gmem_pte *table = vcpu->root;
+
+	for (int level = GMEM_PT_LEVELS;; level--) {
+		uint64_t e = atomic_load(&table[gmem_pt_index(gfn, level)]);
+
+		if (!(e & GMEM_PTE_PRESENT))
+			return 0;
+		if (e & GMEM_PTE_LEAF)
+			return e + ((gfn & (gmem_level_pages(level) - 1)) << GMEM_PAGE_SHIFT);
+		table = gmem_pte_table(e);
+	}
+}
+
+/* ---- map.c: the core that the fault and the private entry share */
+
+struct gmem_mapping {
+	uint64_t gfn, pfn; /* of the 4 KiB page that is wanted */
+	uint32_t access;
+	bool private;
+	bool writable;
+	bool nx_huge_pages;
+	int level; /* the largest leaf that may be used; its frames are contiguous and aligned */
+};
+
+enum gmem_map_result {
+	GMEM_MAP_FIXED, /* mapped now */
+	GMEM_MAP_SPURIOUS, /* was mapped like this already */
+	GMEM_MAP_RETRY, /* another thread was at the same entry */
+	GMEM_MAP_CONFLICT, /* something else is mapped there */
+};
+
+/* Lock held, shared; caches topped up. */
+enum gmem_map_result gmem_mmu_map(struct gmem_vcpu *vcpu, const struct gmem_mapping *m);
+
+/* ---- fault.c */
+
+/* Why a guest's access cannot be done, for the exit that tells of it. */
+struct gmem_mmu_exit {
+	bool memory_fault; /* else the error is no matter of the guest's */
+	bool private; /* the access was to private memory */
+};
+
+/*
+ * Maps the page of an access. 0: look again. -EFAULT: no slot, no file, or the page is on the other side; -EHWPOISON;
+ * both with exit->memory_fault. -EPERM: a write to a page whose writes are watched. -EINTR: cancelled. -EIO: the VM is
+ * dead, or the page's server is. -ENOMEM. No lock held; may wait for a page.
+ */
+int gmem_mmu_fault(struct gmem_vcpu *vcpu, uint64_t gfn, uint32_t access, enum gmem_want want,
+		   struct gmem_mmu_exit *exit);
+
+/* As an access that reads and touches nothing: -ENOENT without a slot, else as gmem_mmu_fault(), but for the exit. */
+int gmem_mmu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gfn, enum gmem_want want);
+
+/* ---- zap.c */
+
+/* Translations of those sides in [gfn, gfn + npages) go, and none is made before the matching end. No mmu lock held. */
+void gmem_mmu_invalidate_begin(struct gmem_mmu *mmu, uint64_t gfn, uint64_t npages, uint32_t sides);
+void gmem_mmu_invalidate_end(struct gmem_mmu *mmu);
+/* Both in one. */
+void gmem_mmu_zap(struct gmem_mmu *mmu, uint64_t gfn, uint64_t npages, uint32_t sides);
+
+/* ---- track.c: pages whose writes are watched: mapped read-only, a write is refused */
+
+/* -EINVAL: no slot. -ENOMEM. slots_lock held. */
+int gmem_mmu_track_write(struct gmem_mmu *mmu, uint64_t gfn, bool on);
+
+static inline bool gmem_slot_tracked(const struct gmem_slot *s, uint64_t gfn)
+{
+	const uint8_t *tracked = atomic_load(&s->tracked);
+
+	return tracked && __atomic_load_n(&tracked[gfn - s->gfn], __ATOMIC_SEQ_CST);
+}
+
+#endif

@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Mapping a private frame that the caller already holds, in the middle of a populate.
+ *
+ * The file is not asked again: its invalidate lock is held by the caller, exclusive, and a look-up that took it would
+ * wait for itself. That lock, and slots_lock, also keep every invalidation of the frame out, so that none has to be
+ * looked for.
+ */
+#include <errno.h>
+
+#include "base/err.h"
+#include "mmu/mmu.h"
+
+int gmem_mmu_map_private_pfn(struct gmem_vcpu *vcpu, uint64_t gfn, uint64_t pfn)
+{
+	struct gmem_mmu *mmu = vcpu->mmu;
+	struct gmem_mapping m = {
+		.gfn = gfn,
+		.pfn = pfn,
+		.private = true,
+		/* A slot with private memory cannot be read-only. */
+		.writable = true,
+		.level = GMEM_LEVEL_4K,
+	};
+	enum gmem_map_result r;
+	struct gmem_slot *slot;
+	int err;
+
+	gmem_lockcheck_assert_class(GMEM_LOCK_SLOTS);
+	gmem_lockcheck_assert_class(GMEM_LOCK_INVALIDATE);
+	if (mmu->no_tables) {
+		atomic_store(&mmu->dead, true);
+		return gmem_err(-EIO, "gmem_mmu_map_private_pfn: this VM has no second-stage tables here: it is dead");
+	}
+	slot = gmem_slots_find(atomic_load(&mmu->slots), gfn);
+	if (!slot)
+		return gmem_err(-EINVAL, "gmem_mmu_map_private_pfn: gfn 0x%llx: no slot", (unsigned long long)gfn);
+	if (gmem_slot_tracked(slot, gfn))
+		return gmem_err(-EPERM, "gmem_mmu_map_private_pfn: gfn 0x%llx: its writes are watched",
+				(unsigned long long)gfn);
+	err = gmem_mmu_reload(vcpu);
+	if (err)
+		return err;
+	do {
+		if (gmem_vcpu_cancelled(vcpu))
+			return gmem_err(-EINTR, "gmem_mmu_map_private_pfn: cancelled");
+		if (atomic_load(&mmu->dead))
+			return gmem_err(-EIO, "gmem_mmu_map_private_pfn: this VM is dead");
+		err = gmem_table_topup(&mmu->pool, &vcpu->cache);
+		if (err)
+			return err;
+		m.nx_huge_pages = atomic_load(&mmu->nx_huge_pages);
+		gmem_rwlock_lock_shared(&mmu->lock);
+		r = gmem_mmu_map(vcpu, &m);
+		gmem_rwlock_unlock_shared(&mmu->lock);
+	} while (r == GMEM_MAP_RETRY);
+	if (r != GMEM_MAP_FIXED)
+		return gmem_err(-EIO, "gmem_mmu_map_private_pfn: gfn 0x%llx: %s", (unsigned long long)gfn,
+				r == GMEM_MAP_SPURIOUS ? "mapped already" : "something else is mapped there");
+	return 0;
+}

@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: MIT */
+#include "vm/vm.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/err.h"
+#include "base/opts.h"
+
+/* Bits of a guest-physical address that say which side is meant: where QEMU and KVM have them. */
+#define SNP_C_BIT 51
+#define TDX_SHARED_BIT 47
+
+static int set_type(struct gmem_vm *vm, enum gmem_vm_type type)
+{
+	vm->type = type;
+	vm->gfn_end = 1ull << GMEM_GFN_BITS;
+	switch (type) {
+	case GMEM_VM_DEFAULT:
+	case GMEM_VM_SW_PROTECTED:
+		return 0;
+	case GMEM_VM_SNP:
+		vm->alias_bit = 1ull << SNP_C_BIT;
+		vm->alias_private = true;
+		return 0;
+	case GMEM_VM_TDX:
+		vm->alias_bit = 1ull << TDX_SHARED_BIT;
+		vm->gfn_end = vm->alias_bit >> GMEM_PAGE_SHIFT;
+		return 0;
+	}
+	return gmem_err(-EINVAL, "gmem_vm_create: type %d: unknown", (int)type);
+}
+
+int gmem_vm_create(const struct gmem_vm_opts *opts, struct gmem_vm **ret)
+{
+	struct gmem_vm *vm;
+	int err;
+
+	if (opts && !gmem_opts_valid(opts, opts->size, sizeof(*opts)))
+		return gmem_err(-EINVAL, "gmem_vm_create: opts.size %zu: expected %zu", opts->size, sizeof(*opts));
+	if (opts && opts->flags)
+		return gmem_err(-EINVAL, "gmem_vm_create: flags 0x%x: none is defined", opts->flags);
+	vm = calloc(1, sizeof(*vm));
+	if (!vm)
+		return gmem_err_sys(-ENOMEM, "gmem_vm_create");
+	err = set_type(vm, opts ? opts->type : GMEM_VM_SW_PROTECTED);
+	if (err) {
+		free(vm);
+		return err;
+	}
+	gmem_mmu_init(&vm->mmu);
+	pthread_mutex_init(&vm->slots_lock, NULL);
+	atomic_store(&vm->refs, 1);
+	*ret = vm;
+	return 0;
+}
+
+void gmem_vm_get(struct gmem_vm *vm)
+{
+	atomic_fetch_add_explicit(&vm->refs, 1, memory_order_relaxed);
+}
+
+void gmem_vm_put(struct gmem_vm *vm)
+{
+	if (atomic_fetch_sub_explicit(&vm->refs, 1, memory_order_acq_rel) != 1)
+		return;
+	gmem_mmu_destroy(&vm->mmu);
+	pthread_mutex_destroy(&vm->slots_lock);
+	free(vm);
+}
+
+void gmem_vm_free(struct gmem_vm *vm)
+{
+	if (!vm)
+		return;
+	atomic_store(&vm->mmu.dead, true);
+	gmem_vm_delete_slots(vm);
+	gmem_vm_put(vm);
+}
+
+void gmem_vm_cancel(struct gmem_vm *vm)
+{
+	atomic_store(&vm->cancel, true);
+}
+
+uint64_t gmem_vm_alias_bit(const struct gmem_vm *vm)
+{
+	return vm->alias_bit;
+}
+
+void gmem_vm_lock_slots(struct gmem_vm *vm)
+{
+	gmem_lockcheck_acquire(GMEM_LOCK_SLOTS, &vm->slots_lock);
+	pthread_mutex_lock(&vm->slots_lock);
+}
+
+void gmem_vm_unlock_slots(struct gmem_vm *vm)
+{
+	pthread_mutex_unlock(&vm->slots_lock);
+	gmem_lockcheck_release(GMEM_LOCK_SLOTS, &vm->slots_lock);
+}
+
+int gmem_vm_decode_gpa(const struct gmem_vm *vm, const char *who, uint64_t gpa, uint64_t *ret_gpa,
+		       enum gmem_want *ret_want)
+{
+	bool set = gpa & vm->alias_bit;
+
+	gpa &= ~vm->alias_bit;
+	if (gpa >> GMEM_PAGE_SHIFT >= vm->gfn_end)
+		return gmem_err(-EINVAL, "%s: gpa 0x%llx: beyond 0x%llx", who, (unsigned long long)gpa,
+				(unsigned long long)vm->gfn_end << GMEM_PAGE_SHIFT);
+	*ret_gpa = gpa;
+	if (vm->alias_bit)
+		*ret_want = set == vm->alias_private ? GMEM_WANT_PRIVATE : GMEM_WANT_SHARED;
+	else
+		*ret_want = vm->type == GMEM_VM_DEFAULT ? GMEM_WANT_SHARED : GMEM_WANT_ANY;
+	return 0;
+}

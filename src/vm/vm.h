@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * One machine: its type, memslots, vCPUs.
+ *
+ * Enters: slots, accesses of guests, cancellations. Leaves: bytes, exits. A gmem_vm is counted: its creator, its slots
+ * and its vCPUs have references. Lock: `slots_lock`, outermost of all: slots are changed and pages are populated under
+ * it; bytes may be brought in, from memory that is itself lazily served, while it is held. No fault takes it.
+ */
+#ifndef GMEM_VM_VM_H
+#define GMEM_VM_VM_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "gmem.h"
+#include "mmu/mmu.h"
+
+struct gmem_vm {
+	enum gmem_vm_type type;
+	uint64_t alias_bit; /* of a guest-physical address: says which side is meant; 0: none */
+	bool alias_private; /* set, it means the private one; else the shared one */
+	uint64_t gfn_end; /* guest frames below it may be used */
+	pthread_mutex_t slots_lock;
+	struct gmem_mmu mmu;
+	_Atomic uint32_t refs;
+	_Atomic bool cancel; /* the next page of a populate is not done */
+};
+
+void gmem_vm_get(struct gmem_vm *vm);
+void gmem_vm_put(struct gmem_vm *vm);
+
+void gmem_vm_lock_slots(struct gmem_vm *vm);
+void gmem_vm_unlock_slots(struct gmem_vm *vm);
+
+/* Deletes every slot. */
+void gmem_vm_delete_slots(struct gmem_vm *vm);
+
+/* The slot of a guest frame; slots_lock held. */
+static inline struct gmem_slot *gmem_vm_slot(struct gmem_vm *vm, uint64_t gfn)
+{
+	return gmem_slots_find(atomic_load(&vm->mmu.slots), gfn);
+}
+
+/* ---- vcpu.c */
+
+struct gmem_accessor {
+	struct gmem_vcpu vcpu; /* first */
+	struct gmem_vm *vm; /* referenced */
+	struct gmem_exit exit;
+	/* Between guest memory, touched in an epoch, and the caller's, which may be lazily served. */
+	_Alignas(64) unsigned char bounce[GMEM_PAGE_SIZE];
+};
+
+static inline struct gmem_accessor *gmem_accessor_of(struct gmem_vcpu *vcpu)
+{
+	return (struct gmem_accessor *)vcpu;
+}
+
+/* Takes the side out of an address. -EINVAL: beyond what the VM can address. */
+int gmem_vm_decode_gpa(const struct gmem_vm *vm, const char *who, uint64_t gpa, uint64_t *ret_gpa,
+		       enum gmem_want *ret_want);
+
+#endif
