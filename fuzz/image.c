@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/le.h"
 #include "gmem.h"
 #include "image/format.h"
 #include "image/hash.h"
@@ -26,12 +27,6 @@ struct fix {
 	unsigned int budget; /* index blocks still to be summed: links may go in circles */
 };
 
-static void put64(uint8_t *p, uint64_t x)
-{
-	for (int i = 0; i < 8; i++)
-		p[i] = (uint8_t)(x >> (8 * i));
-}
-
 static bool inside(const struct fix *f, uint64_t off, uint64_t len)
 {
 	return off <= f->len && len <= f->len - off;
@@ -45,19 +40,19 @@ static void fix_block(struct fix *f, uint64_t off, uint32_t level, uint8_t *sum)
 	f->budget--;
 	for (unsigned int i = 0; level == 1 && i < GMEM_IMAGE_LEAF_ENTRIES; i++) {
 		uint8_t *e = f->d + off + i * GMEM_IMAGE_CHUNK_ENTRY_LEN;
-		uint64_t at = gmem_image_get64(e);
-		uint32_t n = gmem_image_get32(e + 8);
+		uint64_t at = gmem_get_le64(e);
+		uint32_t n = gmem_get_le32(e + 8);
 
-		if (gmem_image_get64(e + 16) && inside(f, at, n))
-			put64(e + 24, gmem_image_hash(f->d + at, n));
+		if (gmem_get_le64(e + 16) && inside(f, at, n))
+			gmem_put_le64(e + 24, gmem_image_hash(f->d + at, n));
 	}
 	for (unsigned int i = 0; level > 1 && i < GMEM_IMAGE_BRANCH_ENTRIES; i++) {
 		uint8_t *link = f->d + off + i * GMEM_IMAGE_LINK_LEN;
 
-		if (gmem_image_get64(link))
-			fix_block(f, gmem_image_get64(link), level - 1, link + 8);
+		if (gmem_get_le64(link))
+			fix_block(f, gmem_get_le64(link), level - 1, link + 8);
 	}
-	put64(sum, gmem_image_hash(f->d + off, GMEM_IMAGE_BLOCK_LEN));
+	gmem_put_le64(sum, gmem_image_hash(f->d + off, GMEM_IMAGE_BLOCK_LEN));
 }
 
 static void fix_sums(uint8_t *d, size_t len)
@@ -66,27 +61,27 @@ static void fix_sums(uint8_t *d, size_t len)
 	struct gmem_image_header h;
 
 	memcpy(d, GMEM_IMAGE_MAGIC "\x01\0\0\0", 12);
-	put64(d + GMEM_IMAGE_FILE_LEN_OFF, len);
+	gmem_put_le64(d + GMEM_IMAGE_FILE_LEN_OFF, len);
 	gmem_image_header_decode(&h, d);
 	for (uint32_t i = 0; i < h.nregions && i < 8; i++) {
 		uint64_t at = h.regions_off + (uint64_t)i * h.region_entry_len;
 
 		if (inside(&f, at, GMEM_IMAGE_ENTRY_LEN))
-			fix_block(&f, gmem_image_get64(d + at + 80), gmem_image_get32(d + at + 116), d + at + 88);
+			fix_block(&f, gmem_get_le64(d + at + 80), gmem_get_le32(d + at + 116), d + at + 88);
 	}
 	for (uint32_t i = 0; i < h.nsections && i < 8; i++) {
 		uint64_t at = h.sections_off + (uint64_t)i * h.section_entry_len;
 
 		if (inside(&f, at, GMEM_IMAGE_ENTRY_LEN) &&
-		    inside(&f, gmem_image_get64(d + at + 72), gmem_image_get64(d + at + 80)))
-			put64(d + at + 88,
-			      gmem_image_hash(d + gmem_image_get64(d + at + 72), gmem_image_get64(d + at + 80)));
+		    inside(&f, gmem_get_le64(d + at + 72), gmem_get_le64(d + at + 80)))
+			gmem_put_le64(d + at + 88,
+				      gmem_image_hash(d + gmem_get_le64(d + at + 72), gmem_get_le64(d + at + 80)));
 	}
 	if (inside(&f, h.regions_off, (uint64_t)h.nregions * h.region_entry_len))
-		put64(d + 80, gmem_image_hash(d + h.regions_off, (size_t)h.nregions * h.region_entry_len));
+		gmem_put_le64(d + 80, gmem_image_hash(d + h.regions_off, (size_t)h.nregions * h.region_entry_len));
 	if (inside(&f, h.sections_off, (uint64_t)h.nsections * h.section_entry_len))
-		put64(d + 104, gmem_image_hash(d + h.sections_off, (size_t)h.nsections * h.section_entry_len));
-	put64(d + GMEM_IMAGE_HEADER_SUM, gmem_image_hash(d, GMEM_IMAGE_HEADER_SUM));
+		gmem_put_le64(d + 104, gmem_image_hash(d + h.sections_off, (size_t)h.nsections * h.section_entry_len));
+	gmem_put_le64(d + GMEM_IMAGE_HEADER_SUM, gmem_image_hash(d, GMEM_IMAGE_HEADER_SUM));
 }
 
 /* A region may claim a petabyte over and over: verify is stopped after a while. */

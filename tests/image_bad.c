@@ -2,6 +2,7 @@
 /* Images that are damaged, cut off, forged, of the future, or none at all: an error that says so, never wrong bytes. */
 #include "tap.h"
 
+#include "base/le.h"
 #include "image/hash.h"
 #include "image/image.h"
 #include "image_util.h"
@@ -240,12 +241,12 @@ static void resum(uint8_t *d, const struct gmem_image_header *h)
 {
 	for (uint32_t i = 0; i < h->nregions; i++) {
 		uint8_t *entry = d + h->regions_off + (size_t)i * GMEM_IMAGE_ENTRY_LEN;
-		uint8_t *root = d + gmem_image_get64(entry + 80);
+		uint8_t *root = d + gmem_get_le64(entry + 80);
 
 		if (root == d)
 			continue; /* all zero: no index */
-		for (uint32_t j = 0; gmem_image_get32(entry + 116) == 2 && j < GMEM_IMAGE_BRANCH_ENTRIES; j++) {
-			uint64_t leaf = gmem_image_get64(root + j * 16);
+		for (uint32_t j = 0; gmem_get_le32(entry + 116) == 2 && j < GMEM_IMAGE_BRANCH_ENTRIES; j++) {
+			uint64_t leaf = gmem_get_le64(root + j * 16);
 
 			if (leaf)
 				put_le(root + j * 16 + 8, gmem_image_hash(d + leaf, 4096), 8);
@@ -334,8 +335,8 @@ TEST(forged_fields_with_good_checksums_are_refused)
 
 	gmem_image_header_decode(&h, s.data);
 	for (size_t i = 0; i < sizeof(forgeries) / sizeof(forgeries[0]); i++) {
-		uint64_t root = gmem_image_get64(s.data + h.regions_off + 80);
-		uint64_t base[] = { 0, h.regions_off, h.sections_off, gmem_image_get64(s.data + root), root };
+		uint64_t root = gmem_get_le64(s.data + h.regions_off + 80);
+		uint64_t base[] = { 0, h.regions_off, h.sections_off, gmem_get_le64(s.data + root), root };
 		uint64_t at = base[forgeries[i].where] + forgeries[i].at;
 		int r;
 
@@ -384,7 +385,7 @@ TEST(a_frame_that_decompresses_to_more_is_refused)
 	int found = 0;
 
 	gmem_image_header_decode(&h, s.data);
-	leaf = s.data + gmem_image_get64(s.data + h.regions_off + 80);
+	leaf = s.data + gmem_get_le64(s.data + h.regions_off + 80);
 	for (unsigned int i = 0; i < GMEM_IMAGE_LEAF_ENTRIES && !found; i++) {
 		struct gmem_image_chunk c;
 
@@ -422,7 +423,7 @@ TEST(verify_tells_every_damage)
 	/* Chunk 0, chunk 2 and a section; each its own report. */
 	s.data[4096] ^= 1;
 	s.data[8192 + 7] ^= 1;
-	s.data[gmem_image_get64(s.data + h.sections_off + 72)] ^= 1;
+	s.data[gmem_get_le64(s.data + h.sections_off + 72)] ^= 1;
 	fd = file_of(s.data, s.len);
 	CHECK_OK(gmem_image_open_fd(fd, "vm.gmem", &image));
 	CHECK_ERR(gmem_image_verify(image, collect, &n, NULL, NULL), -EBADMSG);

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/err.h"
+#include "base/le.h"
 #include "base/range.h"
 #include "image/image.h"
 
@@ -69,7 +70,7 @@ static const char *unzstd(struct gmem_image_scratch *s, const struct gmem_image_
 	size_t n;
 
 	/* One plain frame: what else libzstd may have been built to accept is no part of the format. */
-	if (c->stored_len < 4 || gmem_image_get32(stored) != ZSTD_MAGICNUMBER)
+	if (c->stored_len < 4 || gmem_get_le32(stored) != ZSTD_MAGICNUMBER)
 		return "not a zstd frame";
 	n = ZSTD_decompressDCtx(s->dctx, dst, packed, stored, c->stored_len);
 	if (ZSTD_isError(n))

@@ -123,7 +123,4 @@ uint32_t gmem_image_levels(uint64_t nchunks);
 /* True for 1..63 printable ASCII characters without a space. */
 bool gmem_image_name_ok(const char *name);
 
-uint32_t gmem_image_get32(const uint8_t *raw);
-uint64_t gmem_image_get64(const uint8_t *raw);
-
 #endif

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "base/err.h"
+#include "base/le.h"
 #include "base/range.h"
 #include "image/hash.h"
 
@@ -88,7 +89,7 @@ static uint64_t promised_len(const uint8_t *raw, size_t have)
 {
 	if (have < GMEM_IMAGE_FILE_LEN_OFF + 8)
 		return GMEM_IMAGE_HEADER_LEN;
-	return gmem_max_u64(gmem_image_get64(raw + GMEM_IMAGE_FILE_LEN_OFF), GMEM_IMAGE_HEADER_LEN);
+	return gmem_max_u64(gmem_get_le64(raw + GMEM_IMAGE_FILE_LEN_OFF), GMEM_IMAGE_HEADER_LEN);
 }
 
 static int read_header(struct gmem_image *image)
