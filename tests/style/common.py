@@ -21,7 +21,7 @@ def files():
                          and not os.path.exists(os.path.join(folder, d, 'build.ninja')))
         for name in sorted(names):
             path = os.path.normpath(os.path.join(rel, name))
-            if os.path.isfile(os.path.join(SOURCE, path)) and not name.endswith(('.o', '.swp', '~', '.pyc')):
+            if name not in SKIP_DIRS and os.path.isfile(os.path.join(SOURCE, path)) and not name.endswith(('.o', '.swp', '~', '.pyc')):
                 found.append(path)
     return found
 
