@@ -321,8 +321,8 @@ void gmem_vcpu_free(struct gmem_vcpu *vcpu); /* NULL is allowed */
  * waits. `buf` may be memory that is itself served by a pager.
  *
  * -EFAULT and -EHWPOISON are exits, see gmem_vcpu_exit(): what is before the page that it names has been done.
- * -EPERM: a write to a page whose writes are watched. -EINTR: gmem_vcpu_cancel(). -EIO: the VM is dead, or the page was never
- * brought in and its pager is gone. -EINVAL (an address the guest cannot have), -ENOMEM.
+ * -EPERM: a write to a page whose writes are watched. -EINTR: gmem_vcpu_cancel(). -EIO: the VM is dead, or the page
+ * was never brought in and its pager is gone. -EINVAL (an address the guest cannot have), -ENOMEM.
  */
 int gmem_vcpu_load(struct gmem_vcpu *vcpu, uint64_t gpa, void *buf, size_t len);
 int gmem_vcpu_store(struct gmem_vcpu *vcpu, uint64_t gpa, const void *buf, size_t len);
