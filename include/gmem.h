@@ -53,6 +53,12 @@ int gmem_set_error(int err, const char *fmt, ...)
 #endif
 	;
 
+/*
+ * How many lock operations and touches of the caller's memory the lock checker has looked at in this thread; 0 in a
+ * build without it. A violation of the lock order prints both stacks and ends the process.
+ */
+uint64_t gmem_lock_checks(void);
+
 /* ------------------------------------------------------------------------------------------------ host */
 
 /* What this machine offers, probed once by gmem_host_probe() and immutable afterwards. Any thread may read it. */
@@ -275,6 +281,20 @@ void gmem_vm_free(struct gmem_vm *vm);
 /* The bit of a guest-physical address that names the side, 0 if the type has none. */
 uint64_t gmem_vm_alias_bit(const struct gmem_vm *vm);
 
+struct gmem_vm_stats {
+	size_t size; /* sizeof(struct gmem_vm_stats) */
+	uint64_t populated; /* pages that gmem_populate() made up to date */
+	uint64_t sources; /* source pages it brought in, all of them with no lock of a file held */
+	uint64_t private_maps; /* frames mapped by gmem_mmu_map_private_pfn() */
+	uint64_t faults; /* guests' accesses that found no translation */
+	uint64_t lookups; /* times that a file was asked for a page */
+	uint64_t retries; /* mappings begun again, because an invalidation or another thread came in between */
+	uint64_t table_bytes; /* of second-stage tables */
+};
+
+/* Counts since the VM was made. May be called from a gmem_populate_fn. -EINVAL (size). */
+int gmem_vm_stats(struct gmem_vm *vm, struct gmem_vm_stats *stats);
+
 /* The populate that runs now, or else the next one, ends before its next page: -EINTR if it has done none. */
 void gmem_vm_cancel(struct gmem_vm *vm);
 
@@ -400,6 +420,47 @@ void *gmem_pfn_addr(uint64_t pfn);
  * -EINVAL (no slot), -EPERM (its writes are watched), -EINTR (gmem_vcpu_cancel()), -ENOMEM.
  */
 int gmem_mmu_map_private_pfn(struct gmem_vcpu *vcpu, uint64_t gfn, uint64_t pfn);
+
+/*
+ * One confidential launch in small: pages are populated, mapped and measured, by software, as the firmware of an
+ * SEV-SNP or the module of a TDX host would. Nothing is encrypted. Any thread; calls on one VM take turns.
+ */
+struct gmem_launch;
+
+#define GMEM_LAUNCH_DIGEST_LEN 48u
+
+/* PAGE_TYPE of SNP_LAUNCH_UPDATE. */
+enum gmem_launch_page {
+	GMEM_LAUNCH_NORMAL = 1, /* its bytes are measured. TDX: TDH.MEM.PAGE.ADD and 16 of TDH.MR.EXTEND */
+	GMEM_LAUNCH_ZERO = 3, /* SNP only: zeros, without a source */
+	GMEM_LAUNCH_UNMEASURED = 4, /* that it was added is measured, its bytes are not. TDX: TDH.MEM.PAGE.ADD */
+};
+
+/* Of a VM of type SNP or TDX. -EINVAL, -ENOMEM. */
+int gmem_launch_create(struct gmem_vm *vm, struct gmem_launch **ret);
+void gmem_launch_free(struct gmem_launch *launch); /* NULL is allowed */
+
+/*
+ * Launches `npages` pages at `gpa` (page-aligned, without the bit that names the side) out of `src` (page-aligned; NULL
+ * for GMEM_LAUNCH_ZERO). Returns the pages done, or the error of the first: those of gmem_populate(), and -EIO for a
+ * page that has been launched or touched before. After -ENOMEM from the hash the launch answers -EIO.
+ */
+int64_t gmem_launch_update(struct gmem_launch *launch, uint64_t gpa, const void *src, int64_t npages,
+			   enum gmem_launch_page type);
+
+/*
+ * Launches a firmware image of `len` bytes (whole pages, any alignment of `image`) so that it ends at 4 GiB, and what
+ * its metadata asks for, in the order of QEMU: SNP: the image, then the sections of the SEV metadata; TDX: the sections
+ * of the TDVF metadata, each page added and then measured ("single pass"). The slots must be there, their pages
+ * private.
+ * -EBADMSG, -EPROTONOSUPPORT, -ENOENT (metadata that is malformed, of another version, or not there), -EOPNOTSUPP (a
+ * section this version cannot fill: secrets and CPUID pages), what `progress` returned, and as gmem_launch_update().
+ */
+int gmem_launch_firmware(struct gmem_launch *launch, const void *image, uint64_t len, gmem_progress_fn progress,
+			 void *opaque);
+
+/* SNP: the launch digest so far. TDX: MRTD, were the build finished now. -EIO, -ENOMEM. */
+int gmem_launch_digest(struct gmem_launch *launch, uint8_t ret[GMEM_LAUNCH_DIGEST_LEN]);
 
 /* ---------------------------------------------------------------------------------------------- source */
 

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "base/lockcheck.h"
 
+#include "gmem.h"
+
 #ifdef GMEM_LOCKCHECK
 
 #include <execinfo.h>
@@ -19,6 +21,12 @@ struct held {
 
 static _Thread_local struct held held[MAX_HELD];
 static _Thread_local int nheld;
+static _Thread_local uint64_t checks;
+
+uint64_t gmem_lock_checks(void)
+{
+	return checks;
+}
 
 static void say(const char *s)
 {
@@ -70,6 +78,7 @@ static _Noreturn void violation(const char *what, enum gmem_lock_class cls, cons
 
 void gmem_lockcheck_acquire(enum gmem_lock_class cls, const void *lock)
 {
+	checks++;
 	for (int i = 0; i < nheld; i++) {
 		if (held[i].lock == lock && held[i].cls == cls)
 			violation("taken twice", cls, &held[i]);
@@ -115,9 +124,17 @@ void gmem_lockcheck_assert_class(enum gmem_lock_class cls)
 
 void gmem_might_fault(void)
 {
+	checks++;
 	for (int i = 0; i < nheld; i++)
 		if (held[i].cls >= GMEM_LOCK_INVALIDATE)
 			violation("the caller's memory is touched", 0, &held[i]);
+}
+
+#else
+
+uint64_t gmem_lock_checks(void)
+{
+	return 0;
 }
 
 #endif

@@ -68,6 +68,7 @@ static int bring_source_in(struct populate *p)
 				(unsigned long long)p->gfn);
 	p->have = (uint32_t)((size_t)n >> GMEM_PAGE_SHIFT);
 	p->used = 0;
+	atomic_fetch_add_explicit(&p->vm->sources, p->have, memory_order_relaxed);
 	return 0;
 }
 
@@ -253,7 +254,7 @@ static int check(const void *src, int64_t npages, uint32_t flags)
 }
 
 int64_t gmem_populate_locked(struct gmem_vm *vm, uint64_t gfn, const void *src, int64_t npages, uint32_t flags,
-			gmem_populate_fn fn, void *opaque)
+			     gmem_populate_fn fn, void *opaque)
 {
 	struct populate p = { .vm = vm, .flags = flags, .fn = fn, .opaque = opaque, .gfn = gfn, .src = src };
 	int64_t done;
@@ -276,6 +277,8 @@ int64_t gmem_populate_locked(struct gmem_vm *vm, uint64_t gfn, const void *src, 
 			return gmem_err_sys(-ENOMEM, "gmem_populate");
 	}
 	done = populate(&p);
+	if (done > 0)
+		atomic_fetch_add_explicit(&vm->populated, (uint64_t)done, memory_order_relaxed);
 	free(p.bounce);
 	return done;
 }

@@ -7,6 +7,6 @@
 
 /* gmem_populate(), with slots_lock held. */
 int64_t gmem_populate_locked(struct gmem_vm *vm, uint64_t gfn, const void *src, int64_t npages, uint32_t flags,
-			gmem_populate_fn fn, void *opaque);
+			     gmem_populate_fn fn, void *opaque);
 
 #endif

@@ -123,6 +123,7 @@ static int get_page(struct gmem_vcpu *vcpu, struct found *f, enum gmem_want want
 
 		if (gmem_vcpu_cancelled(vcpu))
 			return -EINTR;
+		gmem_mmu_count(&vcpu->mmu->lookups);
 		gmem_rwlock_lock_shared(&f->file->invalidate_lock);
 		err = look(f, want);
 		gmem_rwlock_unlock_shared(&f->file->invalidate_lock);
@@ -184,7 +185,7 @@ static int try_fault(struct gmem_vcpu *vcpu, struct found *f, uint64_t gfn, uint
 	/* A leaf that allows too little: it goes, and the page is mapped anew. */
 	if (r == GMEM_MAP_CONFLICT)
 		gmem_mmu_zap(mmu, gfn, 1, GMEM_SIDE_SHARED | GMEM_SIDE_PRIVATE);
-	atomic_fetch_add_explicit(&mmu->retries, 1, memory_order_relaxed);
+	gmem_mmu_count(&mmu->retries);
 	if (atomic_load(&mmu->invalidating))
 		pause_a_little();
 	return -EAGAIN;
@@ -194,6 +195,7 @@ static int fault(struct gmem_vcpu *vcpu, struct found *f, uint64_t gfn, uint32_t
 {
 	int err = gmem_mmu_reload(vcpu);
 
+	gmem_mmu_count(&vcpu->mmu->faults);
 	while (!err || err == -EAGAIN) {
 		if (atomic_load(&vcpu->mmu->dead))
 			return gmem_err(-EIO, "this VM is dead");

@@ -29,7 +29,7 @@ struct gmem_mmu {
 	_Atomic bool dead; /* the VM is of no more use */
 	_Atomic bool nx_huge_pages; /* a large leaf is never executable; read at each fault, never remembered */
 	bool no_tables; /* somebody else translates for this VM */
-	_Atomic uint64_t retries; /* faults that met an invalidation, for tests */
+	_Atomic uint64_t faults, lookups, retries, private_maps; /* see gmem_vm_stats */
 };
 
 /* A vCPU as the MMU sees it. One thread at a time, but for `cancel`. */
@@ -56,6 +56,11 @@ void gmem_mmu_init(struct gmem_mmu *mmu);
 void gmem_mmu_destroy(struct gmem_mmu *mmu); /* no vCPU and no slot is left */
 void gmem_mmu_add_vcpu(struct gmem_mmu *mmu, struct gmem_vcpu *vcpu);
 void gmem_mmu_del_vcpu(struct gmem_vcpu *vcpu);
+
+static inline void gmem_mmu_count(_Atomic uint64_t *counter)
+{
+	atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
+}
 
 /* Bytes of tables, those in the caches of vCPUs included. */
 uint64_t gmem_mmu_table_bytes(struct gmem_mmu *mmu);

@@ -57,5 +57,6 @@ int gmem_mmu_map_private_pfn(struct gmem_vcpu *vcpu, uint64_t gfn, uint64_t pfn)
 	if (r != GMEM_MAP_FIXED)
 		return gmem_err(-EIO, "gmem_mmu_map_private_pfn: gfn 0x%llx: %s", (unsigned long long)gfn,
 				r == GMEM_MAP_SPURIOUS ? "mapped already" : "something else is mapped there");
+	gmem_mmu_count(&mmu->private_maps);
 	return 0;
 }

@@ -91,6 +91,9 @@ static bool try_page(struct gmem_accessor *a, uint64_t gpa, size_t n, uint32_t a
 	size_t at = gpa & (GMEM_PAGE_SIZE - 1);
 	bool done = false;
 
+	/* Another vCPU, or a launch, may have made the tables. */
+	if (!a->vcpu.root)
+		a->vcpu.root = atomic_load(&a->vm->mmu.root);
 	gmem_epoch_enter(&a->vm->mmu.epoch, &a->vcpu.reader);
 	if (a->vcpu.root)
 		e = gmem_mmu_walk(&a->vcpu, gpa >> GMEM_PAGE_SHIFT);

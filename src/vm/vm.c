@@ -83,6 +83,23 @@ void gmem_vm_cancel(struct gmem_vm *vm)
 	atomic_store(&vm->cancel, true);
 }
 
+int gmem_vm_stats(struct gmem_vm *vm, struct gmem_vm_stats *stats)
+{
+	if (stats->size < sizeof(*stats))
+		return gmem_err(-EINVAL, "gmem_vm_stats: size %zu: expected %zu", stats->size, sizeof(*stats));
+	*stats = (struct gmem_vm_stats){
+		.size = sizeof(*stats),
+		.populated = vm->populated,
+		.sources = vm->sources,
+		.private_maps = vm->mmu.private_maps,
+		.faults = vm->mmu.faults,
+		.lookups = vm->mmu.lookups,
+		.retries = vm->mmu.retries,
+		.table_bytes = gmem_mmu_table_bytes(&vm->mmu),
+	};
+	return 0;
+}
+
 uint64_t gmem_vm_alias_bit(const struct gmem_vm *vm)
 {
 	return vm->alias_bit;

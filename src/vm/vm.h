@@ -25,6 +25,7 @@ struct gmem_vm {
 	pthread_mutex_t slots_lock;
 	struct gmem_mmu mmu;
 	_Atomic uint32_t refs;
+	_Atomic uint64_t populated, sources; /* see gmem_vm_stats */
 	_Atomic bool cancel; /* the next page of a populate is not done */
 };
 
