@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * gmem-demo-map: pages are populated into private memory, and each frame is mapped into the guest's second stage while
- * populate holds it, without asking the file for it. The guest reads its pages, the host gets SIGBUS. Exit status: 0, or
- * 1 if anything was otherwise.
+ * populate holds it, without asking the file for it. The guest reads its pages, the host gets SIGBUS. Exit status: 0,
+ * or 1 if anything was otherwise.
  */
 #include "common.h"
 
