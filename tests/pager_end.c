@@ -56,6 +56,33 @@ TEST(add_view_twice)
 	tear_down(&s);
 }
 
+/* What is private of the view keeps its markers, and what is shared is not left waiting for nobody. */
+TEST(refused_view_is_plain_again)
+{
+	struct gmem_file_opts o = { .size = sizeof(o), .flags = GMEM_FILE_INIT_PRIVATE };
+	struct src src = { .id = 1 };
+	struct gmem_source *source = source_of(&src);
+	struct gmem_pager *pager = new_pager(1, 0, NULL);
+	struct gmem_file *file;
+	struct gmem_view *view;
+	char *p;
+
+	CHECK_OK(gmem_file_create(64 * P, &o, &file));
+	p = map_view(file, 0, 64 * P, &view);
+	catch_bus();
+	for (uint64_t i = 0; i < 3; i++) {
+		CHECK_ERR(gmem_pager_add_view(pager, view, source, 0), -EINVAL);
+		CHECK_EQ(touch(p + 9 * P), SIGBUS);
+		CHECK_OK(gmem_file_set_attributes(file, i * P, P, 0, NULL));
+		CHECK_EQ(touch(p + i * P), 0);
+		CHECK_EQ(touch(p + (i + 1) * P), SIGBUS);
+	}
+	gmem_pager_free(pager);
+	gmem_view_unmap(view);
+	gmem_source_unref(source);
+	gmem_file_free(file);
+}
+
 TEST(bad_arguments)
 {
 	struct gmem_pager_opts o = { .size = 4 };

@@ -14,6 +14,7 @@
 #include "base/err.h"
 #include "base/opts.h"
 #include "base/range.h"
+#include "fault/serve_view.h"
 #include "source/source.h"
 #include "sys/uffd.h"
 
@@ -356,56 +357,6 @@ static int view_uffd(struct gmem_pager *pager)
 	return fd;
 }
 
-/*
- * Registers the view, with the descriptor its markers go through if it has one: a mapping takes no second. From then on
- * the view is served.
- */
-static int take_view(struct gmem_pager *pager, struct gmem_view *view, struct gmem_region *region)
-{
-	bool discards = pager->opts.flags & GMEM_PAGER_REMOVE_DISCARDS;
-	unsigned int modes = GMEM_SYS_UFFD_MISSING | GMEM_SYS_UFFD_MINOR;
-	int err;
-
-	if (view->use != GMEM_VIEW_PLAIN)
-		return gmem_err(-EBUSY, "gmem_pager_add_view: this view is registered already");
-	if (view->by_mapping || (view->uffd >= 0 && discards))
-		return gmem_err(-EOPNOTSUPP, "gmem_pager_add_view: this view has had private pages, and cannot be "
-					     "registered as this pager needs it");
-	if (view->uffd < 0) {
-		view->uffd = fcntl(region->uffd, F_DUPFD_CLOEXEC, 0);
-		if (view->uffd < 0)
-			return gmem_err_sys(-errno, "gmem_pager_add_view");
-	} else {
-		region->uffd = view->uffd;
-		modes |= GMEM_SYS_UFFD_WP;
-	}
-	err = gmem_sys_uffd_register(region->uffd, region->hva, region->len, modes);
-	if (err) {
-		if (region->uffd != view->uffd) {
-			close(view->uffd);
-			view->uffd = -1;
-		}
-		return gmem_err_sys(err, "gmem_pager_add_view: registering %llu bytes",
-				    (unsigned long long)region->len);
-	}
-	/* Held by the view, or its untouched pages would turn to zero with the pager's end. */
-	view->use = discards ? GMEM_VIEW_BALLOONED : GMEM_VIEW_SERVED;
-	return 0;
-}
-
-/* Its markers, if it has any, stay. */
-static void give_view_back(struct gmem_view *view, const struct gmem_region *region)
-{
-	if (region->uffd == view->uffd) {
-		gmem_sys_uffd_register(view->uffd, region->hva, region->len, GMEM_SYS_UFFD_WP);
-	} else {
-		gmem_sys_uffd_unregister(region->uffd, region->hva, region->len);
-		close(view->uffd);
-		view->uffd = -1;
-	}
-	view->use = GMEM_VIEW_PLAIN;
-}
-
 int gmem_pager_add_view(struct gmem_pager *pager, struct gmem_view *view, struct gmem_source *source,
 			uint64_t source_off)
 {
@@ -418,23 +369,28 @@ int gmem_pager_add_view(struct gmem_pager *pager, struct gmem_view *view, struct
 		.source = source,
 		.source_off = source_off,
 	};
+	struct gmem_serving serving = {
+		.who = "gmem_pager_add_view",
+		.use = pager->opts.flags & GMEM_PAGER_REMOVE_DISCARDS ? GMEM_VIEW_BALLOONED : GMEM_VIEW_SERVED,
+	};
 	struct gmem_rwlock *lock = &view->file->invalidate_lock;
 	int err;
 
 	pthread_mutex_lock(&pager->m);
-	region.uffd = view_uffd(pager);
+	serving.uffd = view_uffd(pager);
 	pthread_mutex_unlock(&pager->m);
-	if (region.uffd < 0)
-		return region.uffd;
+	if (serving.uffd < 0)
+		return serving.uffd;
 	gmem_rwlock_lock(lock);
-	err = take_view(pager, view, &region);
+	err = gmem_serve_view(view, &serving);
 	gmem_rwlock_unlock(lock);
 	if (err)
 		return err;
+	region.uffd = serving.uffd;
 	err = gmem_pager_add_region(pager, &region);
 	if (err < 0) {
 		gmem_rwlock_lock(lock);
-		give_view_back(view, &region);
+		gmem_unserve_view(view, &serving);
 		gmem_rwlock_unlock(lock);
 	}
 	return err;
