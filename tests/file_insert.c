@@ -4,6 +4,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 
 #include "file/file.h"
@@ -170,6 +171,51 @@ TEST(lookup_never_allocates)
 	CHECK_EQ(gmem_file_poison_page(file, 3 * P), 1);
 	CHECK_EQ(gmem_file_poison_page(file, 0), -EEXIST);
 	CHECK_EQ(file->ops->lookup(file, 3 * P, 1, &folio), -EHWPOISON);
+	gmem_file_free(file);
+}
+
+/* Bytes that a mapping has put into pages the table says nothing of. */
+TEST(what_a_mapping_has_put_there_is_adopted)
+{
+	struct gmem_file *file = new_file(16 * P);
+	const struct gmem_backing_ops *ops = file->ops;
+	struct gmem_view *view;
+	char *p;
+
+	CHECK_OK(gmem_view_map(file, 0, 16 * P, PROT_READ | PROT_WRITE, &view));
+	p = gmem_view_addr(view);
+	CHECK_EQ(ops->adopt(file, 0, 8), 8);
+	CHECK_EQ(query(file).absent, 16);
+	p[3 * P] = 'x';
+	CHECK_EQ(ops->adopt(file, 0, 8), 3);
+	CHECK_EQ(ops->adopt(file, 3 * P, 8), 0);
+	CHECK_EQ(gmem_file_page_state(file, 3 * P), GMEM_PAGE_UPTODATE);
+	CHECK_EQ(query(file).absent, 15);
+	CHECK_EQ(p[3 * P], 'x');
+	/* In place before: nothing to do. */
+	CHECK_EQ(ops->adopt(file, 3 * P, 1), 0);
+	CHECK_OK(gmem_file_punch(file, 4 * P, P));
+	CHECK_EQ(ops->adopt(file, 4 * P, 1), 0);
+	/* Somebody is at it, with bytes that are not all there yet. */
+	p[5 * P] = 'y';
+	CHECK_EQ(gmem_state_trylock(&file->state, 5, gmem_file_generation(file)), GMEM_STATE_LOCKED);
+	CHECK_EQ(ops->adopt(file, 5 * P, 1), -EBUSY);
+	gmem_state_unlock(&file->state, 5, gmem_file_generation(file));
+	/* Or was, and died over it: they are nobody's. */
+	CHECK_EQ(gmem_state_trylock(&file->state, 5, 9), GMEM_STATE_LOCKED);
+	CHECK_EQ(ops->adopt(file, 5 * P, 1), 1);
+	CHECK_EQ(gmem_state_word(&file->state, 5), GMEM_WORD_ABSENT);
+	CHECK_EQ(p[5 * P], 0);
+	/* And given up besides. */
+	p[6 * P] = 'z';
+	CHECK_EQ(gmem_state_trylock(&file->state, 6, 9), GMEM_STATE_LOCKED);
+	gmem_state_remove(&file->state, 6);
+	CHECK_EQ(ops->adopt(file, 6 * P, 1), 0);
+	CHECK_EQ(gmem_file_page_state(file, 6 * P), GMEM_PAGE_REMOVED);
+	CHECK_EQ(p[6 * P], 0);
+	CHECK_EQ(gmem_file_poison_page(file, 7 * P), 0);
+	CHECK_EQ(ops->adopt(file, 7 * P, 1), -EHWPOISON);
+	gmem_view_unmap(view);
 	gmem_file_free(file);
 }
 

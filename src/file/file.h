@@ -47,6 +47,11 @@ struct gmem_backing_ops {
 	 */
 	int (*lookup)(struct gmem_file *file, uint64_t off, uint32_t max, struct gmem_folio *ret);
 	/*
+	 * Looks for memory that is there though nobody brought it in: a mapping put it there. Returns how many pages
+	 * from `off`, at most `max`, have none; 0: the first has, and is in place from now on. -EBUSY, -EHWPOISON.
+	 */
+	int (*adopt)(struct gmem_file *file, uint64_t off, uint32_t max);
+	/*
 	 * A folio for [off, off + npages), under the range's policy, else the task's; cut at the end of the file,
 	 * -ERANGE past it.
 	 */
@@ -157,6 +162,9 @@ int gmem_file_check_range(const struct gmem_file *file, const char *who, uint64_
  */
 int gmem_file_poison_page(struct gmem_file *file, uint64_t off);
 
+/* Until nobody is at the page. No lock held. */
+void gmem_file_wait_for_page(struct gmem_file *file, uint64_t off);
+
 /* Allocates zeroed memory under pages that are in place but have none. Invalidate lock held, shared or exclusive. */
 int gmem_file_back(struct gmem_file *file, uint64_t off, uint64_t len);
 
@@ -226,7 +234,11 @@ struct gmem_view {
 	int uffd; /* ours; or -1: held as long as the view, or its untouched pages would be zero */
 	enum gmem_view_use use;
 	bool private_events; /* a private page is left without translation and marker: its touch is an event */
+	bool user_mode_only; /* `uffd` was opened here, and serves no access of the kernel's */
 	bool by_mapping; /* no markers here: an empty file is mapped over private pages */
+	/* Called by gmem_view_unmap(), first of all, no lock held. Whoever serves the view sets and clears both. */
+	void (*unmapping)(void *server, struct gmem_view *view);
+	void *server;
 	struct gmem_view *next;
 };
 

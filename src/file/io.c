@@ -12,11 +12,11 @@
 #include "sys/memfd.h"
 
 /* A page lock is held for the time of a copy, or until its dead holder is fenced. */
-static void wait_for_page(struct gmem_file *file, uint64_t page)
+void gmem_file_wait_for_page(struct gmem_file *file, uint64_t off)
 {
 	const struct timespec pause = { .tv_nsec = 20000 };
 
-	while (gmem_state_owns(&file->state, page, gmem_file_generation(file)))
+	while (gmem_state_owns(&file->state, off >> GMEM_PAGE_SHIFT, gmem_file_generation(file)))
 		nanosleep(&pause, NULL);
 }
 
@@ -128,7 +128,7 @@ int gmem_file_read(struct gmem_file *file, uint64_t off, void *buf, size_t len)
 			err = read_page(file, page, at, n, bounce);
 			gmem_rwlock_unlock_shared(&file->invalidate_lock);
 			if (err == -EBUSY)
-				wait_for_page(file, page);
+				gmem_file_wait_for_page(file, page << GMEM_PAGE_SHIFT);
 		} while (err == -EBUSY || err == -EAGAIN);
 		if (err)
 			break;
@@ -197,7 +197,7 @@ int gmem_file_write(struct gmem_file *file, uint64_t off, const void *buf, size_
 			err = write_page(file, page, at, n, bounce);
 			gmem_rwlock_unlock_shared(&file->invalidate_lock);
 			if (err == -EBUSY)
-				wait_for_page(file, page);
+				gmem_file_wait_for_page(file, page << GMEM_PAGE_SHIFT);
 		} while (err == -EBUSY || err == -EEXIST);
 		in += n;
 		off += n;

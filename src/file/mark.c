@@ -31,7 +31,7 @@ int gmem_view_open_uffd(struct gmem_view *view)
 	const uint64_t features = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM |
 				  UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
 				  UFFD_FEATURE_POISON;
-	bool user_mode_only;
+	bool user_mode_only = false;
 	int fd;
 
 	if (view->uffd >= 0)
@@ -41,6 +41,7 @@ int gmem_view_open_uffd(struct gmem_view *view)
 	if (fd < 0)
 		return fd;
 	view->uffd = fd;
+	view->user_mode_only = user_mode_only;
 	return 0;
 }
 

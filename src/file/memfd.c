@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Backing operations of the user engine: a memfd, 4 KiB pages, and the page-state table. */
 #include <errno.h>
+#include <unistd.h>
 
 #include "base/err.h"
 #include "base/range.h"
@@ -157,10 +158,68 @@ static void publish(struct gmem_file *file, struct gmem_folio *folio)
 	gmem_lockcheck_release(GMEM_LOCK_PAGE, &file->state.words[first]);
 }
 
+/* From `off` on, how many of `max` pages have no memory that was ever written to; -errno. */
+static int hole(const struct gmem_file *file, uint64_t off, uint32_t max)
+{
+	off_t data = lseek(file->fd, (off_t)off, SEEK_DATA);
+
+	if (data < 0)
+		return errno == ENXIO ? (int)max : -errno;
+	return (int)gmem_min_u64(((uint64_t)data - off) >> GMEM_PAGE_SHIFT, max);
+}
+
+/* The page lock is ours: nobody can put bytes there, or drop what was seen, but a mapping. */
+static int adopt_locked(struct gmem_file *file, uint64_t off, uint32_t generation)
+{
+	uint64_t page = off >> GMEM_PAGE_SHIFT;
+	int n = hole(file, off, 1);
+
+	if (n) {
+		gmem_state_unlock(&file->state, page, generation);
+		return n;
+	}
+	if (!gmem_state_publish(&file->state, page, generation))
+		drop(file, page, generation);
+	return 0;
+}
+
+static int adopt(struct gmem_file *file, uint64_t off, uint32_t max)
+{
+	uint64_t page = off >> GMEM_PAGE_SHIFT;
+	uint32_t word = gmem_state_word(&file->state, page), generation = gmem_file_generation(file);
+	enum gmem_state_lock got;
+	int n;
+
+	if (word & GMEM_WORD_POISONED)
+		return -EHWPOISON;
+	if (gmem_word_content(word) != GMEM_WORD_ABSENT)
+		return 0;
+	if (gmem_word_locked(word, generation))
+		return -EBUSY;
+	n = hole(file, off, max);
+	if (n)
+		return n;
+	got = gmem_state_trylock(&file->state, page, generation);
+	switch (got) {
+	case GMEM_STATE_LOCKED:
+		return adopt_locked(file, off, generation);
+	case GMEM_STATE_STALE:
+	case GMEM_STATE_ABANDONED:
+		/* What is there is what a dead server left: absent, or given up. */
+		drop(file, page, generation);
+		return got == GMEM_STATE_STALE;
+	case GMEM_STATE_IN_PLACE:
+		return 0;
+	default:
+		return lock_error(got);
+	}
+}
+
 const struct gmem_backing_ops gmem_memfd_backing = {
 	.can_userfault = can_userfault,
 	.present = present,
 	.lookup = lookup,
+	.adopt = adopt,
 	.alloc = alloc,
 	.insert = insert,
 	.publish = publish,

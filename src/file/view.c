@@ -75,6 +75,8 @@ void gmem_view_unmap(struct gmem_view *view)
 
 	if (!view)
 		return;
+	if (view->unmapping)
+		view->unmapping(view->server, view);
 	gmem_rwlock_lock(&view->file->invalidate_lock);
 	at = &view->file->views;
 	while (*at != view)
