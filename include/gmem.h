@@ -241,6 +241,101 @@ void gmem_view_unmap(struct gmem_view *view); /* NULL is allowed. No thread may 
 void *gmem_view_addr(const struct gmem_view *view);
 uint64_t gmem_view_len(const struct gmem_view *view);
 
+/* ------------------------------------------------------------------------------------------------ uffd */
+
+/*
+ * Userfaults on views of this process, resolved by the caller in a loop of its own, under the rules of the file: the
+ * kernel's userfaultfd(2) on a guest memory file, with a page's shared or private side looked at. A view's raw
+ * userfault descriptor stays inside the library. All functions may be called from any thread at once, but for
+ * gmem_uffd_free(); in a forked child all but that answer -EIO. `off` counts from the start of the file.
+ */
+struct gmem_uffd;
+
+/*
+ * Touching a private page is an event with GMEM_UFFD_FAULT_PRIVATE, and its toucher waits, instead of SIGBUS.
+ * Resolving is refused until the page has been converted to shared.
+ */
+#define GMEM_UFFD_PRIVATE_EVENTS (1u << 0)
+
+struct gmem_uffd_opts {
+	size_t size; /* sizeof(struct gmem_uffd_opts) */
+	uint32_t flags; /* GMEM_UFFD_* */
+};
+
+/* `opts` may be NULL. Returns an object the caller frees. -EINVAL (size, flags), -ENOMEM, -EMFILE, -ENFILE. */
+int gmem_uffd_create(const struct gmem_uffd_opts *opts, struct gmem_uffd **ret);
+
+/*
+ * Nobody may be in another call, nor unmap one of its views meanwhile. Touchers of pages that are not in place wait
+ * from then on: a view stays registered until it is unmapped, and cannot be given to another. NULL is allowed.
+ */
+void gmem_uffd_free(struct gmem_uffd *uffd);
+
+/*
+ * A descriptor that is readable while there may be events: for poll(2) and epoll(7) and nothing else. Borrowed. Any
+ * number of views, one descriptor.
+ */
+int gmem_uffd_fd(const struct gmem_uffd *uffd);
+
+/*
+ * Registers a view, missing|minor: from now on touching a page of it that is not mapped is an event. Before the first
+ * touch, or pages that were touched raise none. The view is borrowed until it is unmapped, which may be before
+ * gmem_uffd_free(): no event of it is told after that. -EINVAL (the file's pages began private), -EBUSY (served
+ * already), -EPERM, -ENOSYS, -EOPNOTSUPP (no userfaultfd with page markers; or the view has had private pages, marked
+ * without it), -EMFILE, -ENFILE, -ENOMEM, -ENOSPC (epoll). On failure the view is as it was.
+ */
+int gmem_uffd_add_view(struct gmem_uffd *uffd, struct gmem_view *view);
+
+/*
+ * True if a view was registered with a user-mode-only descriptor: a system call that meets a page which is not mapped
+ * fails with -EFAULT and raises no event.
+ */
+bool gmem_uffd_user_mode_only(const struct gmem_uffd *uffd);
+
+enum gmem_uffd_event_kind {
+	GMEM_UFFD_EVENT_FAULT = 1, /* a thread touched a page, and waits */
+};
+
+#define GMEM_UFFD_FAULT_MINOR (1u << 0) /* in place, or known to be zero: gmem_uffd_continue(); else gmem_uffd_copy() */
+#define GMEM_UFFD_FAULT_WRITE (1u << 1)
+#define GMEM_UFFD_FAULT_PRIVATE (1u << 2) /* with GMEM_UFFD_PRIVATE_EVENTS alone */
+
+struct gmem_uffd_event {
+	enum gmem_uffd_event_kind kind;
+	uint32_t flags; /* GMEM_UFFD_FAULT_*; what was true when the event was read, and may not be any more */
+	struct gmem_view *view;
+	uint64_t off; /* of the page, in the file */
+};
+
+/*
+ * Reads up to `n` events. Never waits, not for a file's lock either. Returns how many, 0 if there is none (also after
+ * the descriptor was readable). Those of one view come in the order of the touches. An event that was read is not
+ * told again: its page is to be resolved, or its touchers woken. -EIO.
+ */
+int gmem_uffd_read(struct gmem_uffd *uffd, struct gmem_uffd_event *events, unsigned int n);
+
+/*
+ * UFFDIO_COPY: brings in the absent pages [off, off + len) with the bytes at `src`, of any alignment, maps them, and
+ * lets their touchers go on. The source is read with no lock held, and may be memory that is itself served, by
+ * another thread. Returns the bytes done, up to the first page that could not be, or, if that is the first: -EEXIST
+ * (the page is in place: gmem_uffd_continue()), -EACCES (it is private; it was not touched), -EHWPOISON, -EFAULT (the
+ * source is not there, or private), -ENOSPC, -ENOMEM (no memory for it), -EAGAIN (the address space is changing; the
+ * page may be in place), -ENOENT (the view's memory was unmapped or mapped over). -EINVAL (alignment, len 0, a source
+ * that wraps, another object's view), -ERANGE (outside the view). With -EEXIST, -EACCES and -EHWPOISON the page's
+ * touchers are woken and meet what is there: an event of the page that it is now, or SIGBUS.
+ */
+int64_t gmem_uffd_copy(struct gmem_uffd *uffd, struct gmem_view *view, uint64_t off, const void *src, uint64_t len);
+
+/*
+ * UFFDIO_CONTINUE: maps the pages [off, off + len), which are in place: brought in, put there through another
+ * mapping, or known to be zero (GMEM_PAGE_REMOVED; they get memory here). As gmem_uffd_copy(), but -EFAULT: the page
+ * is not in place; -EEXIST: it is mapped already.
+ */
+int64_t gmem_uffd_continue(struct gmem_uffd *uffd, struct gmem_view *view, uint64_t off, uint64_t len);
+
+/* UFFDIO_WAKE: touchers that wait at [off, off + len) try again, and raise new events. -EINVAL, -ERANGE. */
+int gmem_uffd_wake(struct gmem_uffd *uffd, struct gmem_view *view, uint64_t off, uint64_t len);
+
 /* -------------------------------------------------------------------------------------------- progress */
 
 /* Called by long operations, now and then, from the thread that called them: `done` of `total` bytes. Return 0 to
