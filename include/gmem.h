@@ -299,6 +299,7 @@ enum gmem_uffd_event_kind {
 #define GMEM_UFFD_FAULT_MINOR (1u << 0) /* in place, or known to be zero: gmem_uffd_continue(); else gmem_uffd_copy() */
 #define GMEM_UFFD_FAULT_WRITE (1u << 1)
 #define GMEM_UFFD_FAULT_PRIVATE (1u << 2) /* with GMEM_UFFD_PRIVATE_EVENTS alone */
+#define GMEM_UFFD_FAULT_GUEST (1u << 3) /* through no view: gmem_vcpu_load() and its like. Resolved as the others */
 
 struct gmem_uffd_event {
 	enum gmem_uffd_event_kind kind;

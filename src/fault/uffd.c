@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/err.h"
@@ -42,7 +44,9 @@ static int check_opts(const struct gmem_uffd_opts *opts)
 
 int gmem_uffd_create(const struct gmem_uffd_opts *opts, struct gmem_uffd **ret)
 {
+	struct epoll_event ev = { .events = EPOLLIN, .data.ptr = NULL };
 	struct gmem_uffd *uffd;
+	pthread_condattr_t attr;
 	int err = check_opts(opts);
 
 	if (err)
@@ -52,13 +56,18 @@ int gmem_uffd_create(const struct gmem_uffd_opts *opts, struct gmem_uffd **ret)
 		return gmem_err_sys(-ENOMEM, "gmem_uffd_create");
 	uffd->flags = opts ? opts->flags : 0;
 	uffd->pid = getpid();
+	pthread_mutex_init(&uffd->m, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&uffd->resolved, &attr);
+	pthread_condattr_destroy(&attr);
 	uffd->epoll = epoll_create1(EPOLL_CLOEXEC);
-	if (uffd->epoll < 0) {
+	uffd->guest_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (uffd->epoll < 0 || uffd->guest_event < 0 || epoll_ctl(uffd->epoll, EPOLL_CTL_ADD, uffd->guest_event, &ev)) {
 		err = gmem_err_sys(-errno, "gmem_uffd_create");
-		free(uffd);
+		gmem_uffd_free(uffd);
 		return err;
 	}
-	pthread_mutex_init(&uffd->m, NULL);
 	*ret = uffd;
 	return 0;
 }
@@ -71,11 +80,16 @@ void gmem_uffd_free(struct gmem_uffd *uffd)
 		return;
 	for (struct gmem_uffd_member *m = uffd->members; m; m = next) {
 		next = m->next;
+		gmem_uffd_end_supply(m);
 		m->view->unmapping = NULL;
 		m->view->server = NULL;
 		free(m);
 	}
-	close(uffd->epoll);
+	if (uffd->epoll >= 0)
+		close(uffd->epoll);
+	if (uffd->guest_event >= 0)
+		close(uffd->guest_event);
+	pthread_cond_destroy(&uffd->resolved);
 	pthread_mutex_destroy(&uffd->m);
 	free(uffd);
 }
@@ -106,6 +120,8 @@ static void forget_view(void *server, struct gmem_view *view)
 	if (uffd->pid == getpid())
 		epoll_ctl(uffd->epoll, EPOLL_CTL_DEL, view->uffd, NULL);
 	gmem_uffd_unlock(uffd);
+	if (uffd->pid == getpid())
+		gmem_uffd_end_supply(m);
 	free(m);
 }
 
@@ -163,11 +179,20 @@ int gmem_uffd_add_view(struct gmem_uffd *uffd, struct gmem_view *view)
 	member = malloc(sizeof(*member));
 	if (!member)
 		return gmem_err_sys(-ENOMEM, "gmem_uffd_add_view");
-	*member = (struct gmem_uffd_member){ .view = view };
+	*member = (struct gmem_uffd_member){ .uffd = uffd, .view = view };
+	/* First: from now on no guest finds an absent page of it to be zero. */
+	err = gmem_file_supply(view->file, view->off, view->len, gmem_uffd_bring_in, member, &member->supply);
+	if (err) {
+		free(member);
+		return err;
+	}
 	gmem_rwlock_lock(lock);
 	err = serve(uffd, member);
 	gmem_rwlock_unlock(lock);
-	if (err)
+	if (err) {
+		gmem_uffd_end_supply(member);
+		gmem_file_withdraw_supply(view->file, member->supply);
 		free(member);
+	}
 	return err;
 }

@@ -71,8 +71,15 @@ static int read_some(struct gmem_uffd *uffd, struct gmem_uffd_event *events, int
 		err = gmem_err_sys(-errno, "gmem_uffd_read");
 	for (int i = 0; i < nready && messages < n && !err; i++) {
 		const struct gmem_uffd_member *m = ready[i].data.ptr;
-		int got = read_view(uffd, m->view, events, n - messages, told);
+		int got;
 
+		if (!m) {
+			got = gmem_uffd_tell_guests(uffd, &events[*told], n - messages);
+			*told += got;
+			messages += got;
+			continue;
+		}
+		got = read_view(uffd, m->view, events, n - messages, told);
 		if (got < 0)
 			err = gmem_err_sys(got, "gmem_uffd_read: view at %p", m->view->addr);
 		else

@@ -274,6 +274,7 @@ int64_t gmem_uffd_copy(struct gmem_uffd *uffd, struct gmem_view *view, uint64_t 
 		}
 	}
 	free(bounce);
+	gmem_uffd_resolved(uffd, view, off, len, false);
 	return end(&job, off, err);
 }
 
@@ -291,6 +292,7 @@ int64_t gmem_uffd_continue(struct gmem_uffd *uffd, struct gmem_view *view, uint6
 		if (err == -EBUSY)
 			gmem_file_wait_for_page(view->file, job.off);
 	} while (err == -EBUSY);
+	gmem_uffd_resolved(uffd, view, off, len, false);
 	return end(&job, off, err);
 }
 
@@ -301,6 +303,7 @@ int gmem_uffd_wake(struct gmem_uffd *uffd, struct gmem_view *view, uint64_t off,
 
 	if (err)
 		return err;
+	gmem_uffd_resolved(uffd, view, off, len, true);
 	err = gmem_sys_uffd_wake(view->uffd, hva_of(&job), len);
 	return err ? failed(&job, err) : 0;
 }

@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Guests' faults on a gmem_uffd: a guest touches the file through a second stage, no view of it faults, and still the
+ * page must not read as zero. Its thread waits here; the caller's loop is told an event like any other, and resolves it
+ * like any other.
+ */
+#include <errno.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/err.h"
+#include "base/range.h"
+#include "fault/uffd.h"
+
+#define LOOK_NS 20000000 /* how often a wait looks whether it was cancelled */
+
+/* Caller holds uffd->m. */
+static void ring(struct gmem_uffd *uffd)
+{
+	uint64_t one = 1;
+
+	(void)!write(uffd->guest_event, &one, sizeof(one));
+}
+
+/* Caller holds uffd->m. -EAGAIN: neither yet. */
+static int state_of(const struct gmem_uffd_guest *guest, const _Atomic bool *cancel)
+{
+	const struct gmem_file *file = guest->member->view->file;
+
+	if (file->ops->present(file, guest->off))
+		return 0;
+	if (guest->member->ending)
+		return gmem_err(-EIO, "page at 0x%llx was never brought in, and nobody serves its view any more",
+				(unsigned long long)guest->off);
+	/* No answer may put a private page in place. */
+	if (gmem_file_private(file, guest->off))
+		return gmem_err(-EIO, "page at 0x%llx is private and was never brought in",
+				(unsigned long long)guest->off);
+	return cancel && atomic_load(cancel) ? -EINTR : -EAGAIN;
+}
+
+/* Caller holds uffd->m. */
+static void delist(struct gmem_uffd *uffd, struct gmem_uffd_guest *guest)
+{
+	struct gmem_uffd_guest **at = &uffd->guests;
+
+	while (*at != guest)
+		at = &(*at)->next;
+	*at = guest->next;
+}
+
+int gmem_uffd_bring_in(void *opaque, struct gmem_file *file, uint64_t off, const _Atomic bool *cancel)
+{
+	struct gmem_uffd_member *member = opaque;
+	struct gmem_uffd *uffd = member->uffd;
+	struct gmem_uffd_guest guest = { .member = member, .off = off };
+	int err;
+
+	(void)file;
+	gmem_uffd_lock(uffd);
+	guest.next = uffd->guests;
+	uffd->guests = &guest;
+	if (state_of(&guest, cancel) == -EAGAIN)
+		ring(uffd);
+	while ((err = state_of(&guest, cancel)) == -EAGAIN) {
+		struct timespec until;
+
+		clock_gettime(CLOCK_MONOTONIC, &until);
+		until.tv_nsec += LOOK_NS;
+		if (until.tv_nsec >= 1000000000) {
+			until.tv_sec++;
+			until.tv_nsec -= 1000000000;
+		}
+		pthread_cond_timedwait(&uffd->resolved, &uffd->m, &until);
+	}
+	delist(uffd, &guest);
+	gmem_uffd_unlock(uffd);
+	return err;
+}
+
+int gmem_uffd_tell_guests(struct gmem_uffd *uffd, struct gmem_uffd_event *events, int n)
+{
+	uint64_t rung;
+	int told = 0;
+
+	(void)!read(uffd->guest_event, &rung, sizeof(rung));
+	for (struct gmem_uffd_guest *g = uffd->guests; g; g = g->next) {
+		if (g->told)
+			continue;
+		if (told == n) {
+			ring(uffd);
+			break;
+		}
+		g->told = true;
+		events[told++] = (struct gmem_uffd_event){
+			.kind = GMEM_UFFD_EVENT_FAULT,
+			.flags = GMEM_UFFD_FAULT_GUEST,
+			.view = g->member->view,
+			.off = g->off,
+		};
+	}
+	return told;
+}
+
+void gmem_uffd_resolved(struct gmem_uffd *uffd, const struct gmem_view *view, uint64_t off, uint64_t len, bool again)
+{
+	gmem_uffd_lock(uffd);
+	for (struct gmem_uffd_guest *g = uffd->guests; g && again; g = g->next) {
+		if (g->member->view != view || g->off < off || g->off - off >= len || !g->told)
+			continue;
+		g->told = false;
+		ring(uffd);
+	}
+	if (uffd->guests)
+		pthread_cond_broadcast(&uffd->resolved);
+	gmem_uffd_unlock(uffd);
+}
+
+void gmem_uffd_end_supply(struct gmem_uffd_member *member)
+{
+	gmem_uffd_lock(member->uffd);
+	member->ending = true;
+	pthread_cond_broadcast(&member->uffd->resolved);
+	gmem_uffd_unlock(member->uffd);
+	gmem_file_end_supply(member->view->file, member->supply);
+}
