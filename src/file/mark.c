@@ -45,18 +45,33 @@ int gmem_view_open_uffd(struct gmem_view *view)
 	return 0;
 }
 
-/* Registered for markers alone: write-protect mode raises no event as long as nothing is protected. */
+/*
+ * Registered for markers alone: write-protect mode raises no event as long as nothing is protected. -EOPNOTSUPP: this
+ * is no way to keep the host out here.
+ */
 static int register_plain(struct gmem_view *view)
 {
 	int err = gmem_view_open_uffd(view);
 
-	if (!err)
+	if (!err) {
 		err = gmem_sys_uffd_register(view->uffd, (uint64_t)(uintptr_t)view->addr, view->len, GMEM_SYS_UFFD_WP);
-	if (err && view->uffd >= 0) {
-		close(view->uffd);
-		view->uffd = -1;
+		if (err) {
+			close(view->uffd);
+			view->uffd = -1;
+		}
 	}
-	return err;
+	switch (err) {
+	case 0:
+	/* It may well do later. */
+	case -EMFILE:
+	case -ENFILE:
+	case -ENOMEM:
+	/* A descriptor of the program's has it: somebody serves it, and would serve nothing that is mapped over it. */
+	case -EBUSY:
+		return err;
+	default:
+		return -EOPNOTSUPP;
+	}
 }
 
 static int map_over(const struct gmem_view *view, uint64_t off, uint64_t len, int fd, uint64_t fd_off)
@@ -81,15 +96,29 @@ static int mark_by_mapping(const struct gmem_view *view, uint64_t off, uint64_t 
 	return err;
 }
 
+/*
+ * Where the pages from `off` on end that nobody has registered: a pager lets go of pages that are in place, and they
+ * need no more than the mode for markers.
+ */
+static uint64_t let_go_end(const struct gmem_view *view, uint64_t off, uint64_t end)
+{
+	uint64_t to = off + GMEM_PAGE_SIZE;
+
+	if (view->use == GMEM_VIEW_PLAIN)
+		return end;
+	while (to < end && view->file->ops->present(view->file, off) && view->file->ops->present(view->file, to))
+		to += GMEM_PAGE_SIZE;
+	return to;
+}
+
 static int mark_by_marker(struct gmem_view *view, uint64_t off, uint64_t len)
 {
-	uint64_t end = off + len, done;
+	uint64_t end = off + len, most = len, registered = off, done;
 	unsigned int races = 0;
-	bool registered = false;
 
 	while (off < end) {
-		uint64_t hva = (uint64_t)(uintptr_t)gmem_view_at(view, off);
-		int err = gmem_sys_uffd_poison(view->uffd, hva, end - off, &done);
+		uint64_t hva = (uint64_t)(uintptr_t)gmem_view_at(view, off), n = gmem_min_u64(end - off, most);
+		int err = gmem_sys_uffd_poison(view->uffd, hva, n, &done);
 
 		off += done;
 		if (done)
@@ -98,6 +127,7 @@ static int mark_by_marker(struct gmem_view *view, uint64_t off, uint64_t len)
 			return err;
 		switch (err) {
 		case 0:
+			most = gmem_min_u64(2 * n, len);
 			break;
 		case -EEXIST:
 			/* Touched since it was zapped. */
@@ -110,20 +140,40 @@ static int mark_by_marker(struct gmem_view *view, uint64_t off, uint64_t len)
 			sched_yield();
 			break;
 		case -ENOENT:
-			/* A pager has let go of the range. */
-			if (registered)
+			/* A border inside, where the program has split its mapping (mlock, mprotect, mbind). */
+			if (n > GMEM_PAGE_SIZE) {
+				most = gmem_page_round_down(n / 2);
+				break;
+			}
+			if (off < registered)
 				return err;
-			err = gmem_sys_uffd_register(view->uffd, (uint64_t)(uintptr_t)gmem_view_at(view, off),
-						     end - off, GMEM_SYS_UFFD_WP);
+			registered = let_go_end(view, off, end);
+			most = registered - off;
+			err = gmem_sys_uffd_register(view->uffd, hva, most, GMEM_SYS_UFFD_WP);
 			if (err)
 				return err;
-			registered = true;
 			break;
 		default:
 			return err;
 		}
 	}
 	return 0;
+}
+
+/* How this view is to be marked, if that is not known yet. */
+static int choose_way(struct gmem_view *view)
+{
+	int err = view->uffd < 0 && !view->by_mapping ? register_plain(view) : 0;
+
+	if (err == -EBUSY)
+		return gmem_err(-EOPNOTSUPP,
+				"view at %p: the program has registered it with a userfault descriptor of its own",
+				view->addr);
+	if (err == -EOPNOTSUPP) {
+		view->by_mapping = true;
+		return 0;
+	}
+	return err ? gmem_err_sys(err, "view at %p: userfaultfd", view->addr) : 0;
 }
 
 int gmem_view_mark(struct gmem_view *view, uint64_t off, uint64_t len)
@@ -135,13 +185,23 @@ int gmem_view_mark(struct gmem_view *view, uint64_t off, uint64_t len)
 				"view at %p: its pager takes a page whose translation goes for one that the "
 				"guest gave up (GMEM_PAGER_REMOVE_DISCARDS)",
 				view->addr);
-	if (view->uffd < 0 && !view->by_mapping)
-		view->by_mapping = register_plain(view) != 0;
+	err = choose_way(view);
+	if (err)
+		return err;
 	if (view->by_mapping)
 		return mark_by_mapping(view, off, len);
 	err = gmem_sys_zap(gmem_view_at(view, off), len);
-	if (!err && !view->private_events)
+	if (!err && !view->private_events) {
 		err = mark_by_marker(view, off, len);
+		/* A kernel before 6.6. */
+		if (err == -EINVAL && view->use == GMEM_VIEW_PLAIN) {
+			view->by_mapping = true;
+			return mark_by_mapping(view, off, len);
+		}
+		if (err == -EINVAL)
+			return gmem_err(-EOPNOTSUPP, "view at %p: it is served, and this kernel has no page markers",
+					view->addr);
+	}
 	return err ? gmem_err_sys(err, "view at %p: marking %llu bytes at 0x%llx", view->addr, (unsigned long long)len,
 				  (unsigned long long)off) :
 		     0;
@@ -151,6 +211,9 @@ int gmem_view_unmark(struct gmem_view *view, uint64_t off, uint64_t len)
 {
 	int err;
 
+	/* Never marked, and a zap would take its pages for given up. */
+	if (view->use == GMEM_VIEW_BALLOONED)
+		return 0;
 	if (view->by_mapping)
 		return map_over(view, off, len, view->file->fd, off);
 	err = gmem_sys_zap(gmem_view_at(view, off), len);
