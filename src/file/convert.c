@@ -4,8 +4,8 @@
  *
  * All or nothing, under the invalidate lock, exclusive. To private: views are marked, so that the host can touch the
  * pages no more; a page that is pinned ends it there, and the marks go again; then the shared side of every second
- * stage is zapped, and only then is the state stored. To shared: the private side is zapped, the state stored, and the
- * host let in last. Pages on the right side already are left alone, absent pages convert like any others.
+ * stage is zapped, and only then is the state stored. To shared: the private side is zapped, the host let in, the state
+ * stored. Pages on the right side already are left alone, absent pages convert like any others.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -62,11 +62,61 @@ static uint64_t first_pin(struct gmem_file *file, uint64_t first, uint64_t end)
 	return UINT64_MAX;
 }
 
+static bool lost(const struct gmem_file *file, uint64_t off)
+{
+	return gmem_state_word(&file->state, off >> GMEM_PAGE_SHIFT) & GMEM_WORD_POISONED;
+}
+
+/* The host may touch the piece again, but not read a zero where a page was lost in moving. */
+static int let_in(struct gmem_view *view, uint64_t off, uint64_t len)
+{
+	const struct gmem_file *file = view->file;
+	uint64_t end = off + len;
+	int err = 0;
+
+	if (!(file->flags & GMEM_FILE_STRICT))
+		return gmem_view_unmark(view, off, len);
+	for (uint64_t to; off < end && !err; off = to) {
+		bool out = lost(file, off);
+
+		for (to = off + GMEM_PAGE_SIZE; to < end && lost(file, to) == out; to += GMEM_PAGE_SIZE)
+			;
+		if (!out)
+			err = gmem_view_unmark(view, off, to - off);
+	}
+	return err;
+}
+
+/* As let_in(), where the error is another one. */
+static int let_in_or_go_on(struct gmem_view *view, uint64_t off, uint64_t len)
+{
+	(void)let_in(view, off, len);
+	return 0;
+}
+
+/* What cannot be written, at a second attempt that is one page at a time, is lost. Half a page is no page. */
+static int put_back(struct gmem_file *file, const char *buf, uint64_t n, uint64_t off)
+{
+	int err = gmem_pwrite_all(file->fd, buf, n, off), ret = 0;
+
+	for (uint64_t at = 0; err && at < n; at += GMEM_PAGE_SIZE) {
+		int one = gmem_pwrite_all(file->fd, buf + at, GMEM_PAGE_SIZE, off + at);
+
+		if (!one)
+			continue;
+		gmem_state_lose(&file->state, (off + at) >> GMEM_PAGE_SHIFT);
+		(void)gmem_memfd_punch(file->fd, off + at, GMEM_PAGE_SIZE);
+		ret = gmem_err_sys(one, "gmem_file_set_attributes: no memory to move the page at 0x%llx to: it is lost",
+				   (unsigned long long)(off + at));
+	}
+	return ret;
+}
+
 /*
  * Gives the pages new memory with the same bytes. Who holds a reference to the old memory that the library cannot see
  * (a system call in flight, a pipe) is left with that, which nobody uses any more.
  */
-static int rehome(struct gmem_file *file, uint64_t off, uint64_t len)
+static int rehome(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t *ret_error_off)
 {
 	uint64_t end = off + len;
 	char *buf = malloc(REHOME_PAGES * GMEM_PAGE_SIZE);
@@ -86,92 +136,66 @@ static int rehome(struct gmem_file *file, uint64_t off, uint64_t len)
 		err = gmem_pread_all(file->fd, buf, n, off);
 		if (!err)
 			err = gmem_memfd_punch(file->fd, off, n);
-		if (err) {
+		if (err)
 			gmem_err_sys(err, "gmem_file_set_attributes: moving the page at 0x%llx",
 				     (unsigned long long)off);
-			break;
-		}
-		err = gmem_pwrite_all(file->fd, buf, n, off);
-		if (err) {
-			/* Half a page is no page. */
-			for (uint64_t lost = off; lost < off + n; lost += GMEM_PAGE_SIZE)
-				gmem_state_lose(&file->state, lost >> GMEM_PAGE_SHIFT);
-			(void)gmem_memfd_punch(file->fd, off, n);
-			gmem_err_sys(err,
-				     "gmem_file_set_attributes: no memory to move the page at 0x%llx to: it is lost",
-				     (unsigned long long)off);
-		}
-		off += n;
+		else
+			err = put_back(file, buf, n, off);
+		if (!err)
+			off += n;
 	}
+	if (err)
+		*ret_error_off = off;
 	free(buf);
 	return err;
 }
 
 static int to_private(struct gmem_file *file, uint64_t first, uint64_t end, uint64_t *ret_error_off)
 {
-	uint64_t off = first << GMEM_PAGE_SHIFT, len = (end - first) << GMEM_PAGE_SHIFT, pin;
+	uint64_t off = first << GMEM_PAGE_SHIFT, len = (end - first) << GMEM_PAGE_SHIFT, pin, run_end;
 	int err = each_piece(file, first, end, true, gmem_view_mark);
 
-	if (err) {
-		*ret_error_off = off;
-		goto out_unmark;
-	}
+	*ret_error_off = off;
+	if (err)
+		goto out_let_in;
 	pin = first_pin(file, first, end);
 	if (pin != UINT64_MAX) {
 		*ret_error_off = pin;
 		err = gmem_err(-EAGAIN, "gmem_file_set_attributes: page at 0x%llx is pinned", (unsigned long long)pin);
-		goto out_unmark;
+		goto out_let_in;
 	}
 	gmem_file_invalidate_begin(file, off, len, GMEM_SIDE_SHARED);
-	if (file->flags & GMEM_FILE_STRICT) {
-		uint64_t run_end;
-
+	if (file->flags & GMEM_FILE_STRICT)
 		for (uint64_t page = first; !err && next_run(file, &page, end, true, &run_end); page = run_end)
-			err = rehome(file, page << GMEM_PAGE_SHIFT, (run_end - page) << GMEM_PAGE_SHIFT);
-	}
+			err = rehome(file, page << GMEM_PAGE_SHIFT, (run_end - page) << GMEM_PAGE_SHIFT, ret_error_off);
 	if (!err)
 		gmem_state_set_side(&file->state, first, end, true);
 	gmem_file_invalidate_end(file, off, len);
 	if (!err)
 		return 0;
-	*ret_error_off = off;
 
-out_unmark:
-	/* One that cannot be unmarked stays SIGBUS: a page too few for the host, never one too many. */
-	(void)each_piece(file, first, end, true, gmem_view_unmark);
+out_let_in:
+	/* A piece that cannot be unmarked stays SIGBUS: a page too few for the host, never one too many. */
+	(void)each_piece(file, first, end, true, let_in_or_go_on);
 	return err;
 }
 
-static int unmark(struct gmem_file *file, uint64_t first, uint64_t end)
-{
-	int err = 0;
-
-	for (struct gmem_view *view = file->views; view; view = view->next) {
-		uint64_t off = first << GMEM_PAGE_SHIFT, len = (end - first) << GMEM_PAGE_SHIFT;
-		int one = gmem_view_part(view, &off, &len) ? gmem_view_unmark(view, off, len) : 0;
-
-		err = err ? err : one;
-	}
-	return err;
-}
-
-/* The state first: until the last mark has gone, a touch is refused that might have been allowed. */
+/*
+ * The host is let in first, because that may fail, and no guest uses the pages meanwhile. Then it is kept out again; it
+ * may have seen what the guest wanted it to see.
+ */
 static int to_shared(struct gmem_file *file, uint64_t first, uint64_t end, uint64_t *ret_error_off)
 {
-	uint64_t off = first << GMEM_PAGE_SHIFT, len = (end - first) << GMEM_PAGE_SHIFT, run_end;
-	int err = 0;
+	uint64_t off = first << GMEM_PAGE_SHIFT, len = (end - first) << GMEM_PAGE_SHIFT;
+	int err;
 
 	gmem_file_invalidate_begin(file, off, len, GMEM_SIDE_PRIVATE);
-	for (uint64_t page = first; next_run(file, &page, end, false, &run_end); page = run_end) {
-		int one;
-
-		gmem_state_set_side(&file->state, page, run_end, false);
-		one = unmark(file, page, run_end);
-		if (one && !err) {
-			err = one;
-			*ret_error_off = page << GMEM_PAGE_SHIFT;
-		}
-	}
+	err = each_piece(file, first, end, false, let_in);
+	if (err)
+		*ret_error_off = off;
+	/* Never private and within reach: pages that cannot be marked again are shared, in spite of the error. */
+	if (!err || each_piece(file, first, end, false, gmem_view_mark))
+		gmem_state_set_side(&file->state, first, end, false);
 	gmem_file_invalidate_end(file, off, len);
 	return err;
 }
