@@ -2,6 +2,7 @@
 /* The library's own references to pages: a page that has one stays shared. */
 #include <errno.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "base/err.h"
 #include "base/range.h"
@@ -53,25 +54,47 @@ int gmem_file_pin(struct gmem_file *file, uint64_t off, uint64_t len)
 
 	if (err)
 		return err;
+	if (file->pid != getpid())
+		return gmem_err(-EIO, "gmem_file_pin: this object is a copy that came with fork(2)");
 	gmem_rwlock_lock_shared(&file->invalidate_lock);
 	err = pin(file, off >> GMEM_PAGE_SHIFT, (off + len) >> GMEM_PAGE_SHIFT);
 	gmem_rwlock_unlock_shared(&file->invalidate_lock);
 	return err;
 }
 
+/* One pin less; false if there was none, whoever else unpins at the same time. */
+static bool take_one(_Atomic uint32_t *count)
+{
+	uint32_t old = atomic_load(count);
+
+	while (old)
+		if (atomic_compare_exchange_weak(count, &old, old - 1))
+			return true;
+	return false;
+}
+
 int gmem_file_unpin(struct gmem_file *file, uint64_t off, uint64_t len)
 {
 	int err = gmem_file_check_range(file, "gmem_file_unpin", off, len);
 	_Atomic uint32_t *count = atomic_load(&file->pins);
+	uint64_t first = off >> GMEM_PAGE_SHIFT, end = (off + len) >> GMEM_PAGE_SHIFT;
 
 	if (err)
 		return err;
-	for (uint64_t page = off >> GMEM_PAGE_SHIFT; page < (off + len) >> GMEM_PAGE_SHIFT; page++)
+	/* All are looked at before one is taken: a page that is pinned must not seem free for a moment. */
+	for (uint64_t page = first; page < end; page++)
 		if (!count || !atomic_load(&count[page]))
 			return gmem_err(-EINVAL, "gmem_file_unpin: page at 0x%llx is not pinned",
 					(unsigned long long)page << GMEM_PAGE_SHIFT);
-	for (uint64_t page = off >> GMEM_PAGE_SHIFT; page < (off + len) >> GMEM_PAGE_SHIFT; page++)
-		atomic_fetch_sub(&count[page], 1);
+	for (uint64_t page = first; page < end; page++) {
+		if (take_one(&count[page]))
+			continue;
+		err = gmem_err(-EINVAL, "gmem_file_unpin: page at 0x%llx was unpinned twice",
+			       (unsigned long long)page << GMEM_PAGE_SHIFT);
+		while (page-- > first)
+			atomic_fetch_add(&count[page], 1);
+		return err;
+	}
 	return 0;
 }
 
