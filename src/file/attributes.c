@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Which pages are private: a bit a page, read without a lock. */
 #include <errno.h>
+#include <unistd.h>
 
 #include "base/range.h"
 #include "file/state.h"
@@ -14,13 +15,35 @@ static uint64_t mask_of(uint64_t word, uint64_t first, uint64_t end)
 	return (to == 64 ? ~0ull : (1ull << to) - 1) & ~((1ull << from) - 1);
 }
 
+#define WORDS_A_STEP (GMEM_PAGE_SIZE / sizeof(uint64_t))
+
+/*
+ * The first word from `word` on whose page of the bitmap has memory; the ones before are 0. To read them would give
+ * them memory: 32 MiB for a file of 1 TiB.
+ */
+static uint64_t next_used(const struct gmem_state *s, uint64_t word)
+{
+	off_t base = (off_t)((const char *)s->flips - (const char *)s->header);
+	off_t at = base + (off_t)(word * sizeof(uint64_t)), data = lseek(s->fd, at, SEEK_DATA);
+
+	if (data < 0)
+		return errno == ENXIO ? UINT64_MAX / 64 : word;
+	return data <= at ? word : (uint64_t)(data - base) / sizeof(uint64_t);
+}
+
 uint64_t gmem_state_side_end(const struct gmem_state *s, uint64_t page, uint64_t end)
 {
 	uint64_t first = atomic_load_explicit(&s->flips[page / 64], memory_order_acquire) >> page % 64 & 1;
 
 	for (uint64_t word = page / 64; word * 64 < end; word++) {
-		uint64_t bits = atomic_load_explicit(&s->flips[word], memory_order_acquire);
-		uint64_t other = (first ? ~bits : bits) & mask_of(word, page, end);
+		uint64_t bits, other;
+
+		if (!first && word % WORDS_A_STEP == 0)
+			word = next_used(s, word);
+		if (word * 64 >= end)
+			break;
+		bits = atomic_load_explicit(&s->flips[word], memory_order_acquire);
+		other = (first ? ~bits : bits) & mask_of(word, page, end);
 
 		if (other)
 			return word * 64 + (uint64_t)__builtin_ctzll(other);

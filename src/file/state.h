@@ -156,6 +156,12 @@ void gmem_state_set_side(struct gmem_state *s, uint64_t first, uint64_t end, boo
 #define GMEM_STATE_PRIVATE 2u
 int gmem_state_claim(struct gmem_state *s, uint32_t use);
 
+/* False: no page is, or was, private. Meaningful under the invalidate lock. */
+static inline bool gmem_state_has_private(const struct gmem_state *s)
+{
+	return atomic_load(&s->header->uses) == GMEM_STATE_PRIVATE;
+}
+
 /* ---- page locks */
 
 enum gmem_state_lock {
