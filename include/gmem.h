@@ -206,7 +206,8 @@ int gmem_file_attributes(const struct gmem_file *file, uint64_t off, uint64_t *r
 
 /*
  * Keeps [off, off + len) shared until it is unpinned: for pages that a device or another library is using. Counted,
- * all or nothing. Pins are this object's. -EINVAL, -ERANGE, -EACCES (a private page), -ENOMEM, -EOVERFLOW.
+ * all or nothing. Pins are this object's. -EINVAL, -ERANGE, -EACCES (a private page), -ENOMEM, -EOVERFLOW, -EIO (after
+ * fork(2)).
  */
 int gmem_file_pin(struct gmem_file *file, uint64_t off, uint64_t len);
 int gmem_file_unpin(struct gmem_file *file, uint64_t off, uint64_t len); /* -EINVAL: not pinned */
@@ -223,7 +224,7 @@ int gmem_file_punch(struct gmem_file *file, uint64_t off, uint64_t len);
  * Copies bytes out of or into the file, of any alignment. No source is asked: an absent page has the bytes that a view
  * has put there, else zeroes, and is up to date once written, in whole or in part. `buf` may be memory that is itself
  * served by a pager. -ERANGE, -EHWPOISON (a poisoned page in the range), -EACCES (a private one), -ENOSPC/-ENOMEM (no
- * memory for new pages).
+ * memory for new pages), -EIO (a write in a forked child, where pages are private).
  */
 int gmem_file_read(struct gmem_file *file, uint64_t off, void *buf, size_t len);
 int gmem_file_write(struct gmem_file *file, uint64_t off, const void *buf, size_t len);
@@ -234,7 +235,9 @@ int gmem_file_write(struct gmem_file *file, uint64_t off, const void *buf, size_
 struct gmem_view;
 
 /*
- * Maps [off, off + len) with `prot` (PROT_READ, PROT_WRITE). -EINVAL, -ERANGE, -ENOMEM. The view keeps the file alive.
+ * Maps [off, off + len) with `prot` (PROT_READ, PROT_WRITE). -EINVAL, -ERANGE, -ENOMEM, -EBUSY (in a forked child, of a
+ * memory that has or had private pages; and where a child has a view, no page becomes private). The view keeps the file
+ * alive. madvise(MADV_DONTNEED) on a private page's address undoes what keeps the host out of it.
  */
 int gmem_view_map(struct gmem_file *file, uint64_t off, uint64_t len, int prot, struct gmem_view **ret);
 void gmem_view_unmap(struct gmem_view *view); /* NULL is allowed. No thread may be using the addresses */
@@ -861,8 +864,8 @@ int gmem_keeper_run(struct gmem_keeper *keeper);
 /*
  * In the program: registers a view with userfaultfd, missing|minor, hands it to the keeper behind `attach_fd` and
  * waits until it is held. Call before the first touch. On failure unmap the view. -EPERM, -ENOSYS, -EOPNOTSUPP (no
- * userfaultfd), -EBUSY (registered already), -ENOENT (not a file of this keeper's), -ENOSPC, -ECONNRESET (keeper gone),
- * -EPROTO.
+ * userfaultfd), -EBUSY (registered already, or private pages), -ENOENT (not a file of this keeper's), -ENOSPC,
+ * -ECONNRESET (keeper gone), -EPROTO.
  */
 int gmem_attach_view(int attach_fd, struct gmem_view *view);
 

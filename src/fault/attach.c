@@ -176,6 +176,9 @@ int gmem_attach_view(int attach_fd, struct gmem_view *view)
 
 	if (view->use != GMEM_VIEW_PLAIN || view->uffd >= 0)
 		return gmem_err(-EBUSY, "gmem_attach_view: this view is registered already");
+	/* The keeper opens the memory too; a conversion before that would wait for it to read of removals. */
+	if (gmem_state_claim(&view->file->state, GMEM_STATE_OPENED))
+		return gmem_err(-EBUSY, "gmem_attach_view: this memory has, or had, private pages");
 	a = malloc(sizeof(*a));
 	if (!a)
 		return gmem_err_sys(-ENOMEM, "gmem_attach_view");

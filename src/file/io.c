@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "base/err.h"
 #include "base/range.h"
@@ -110,6 +111,10 @@ static int read_page(struct gmem_file *file, uint64_t page, uint32_t at, uint32_
 	err = gmem_pread_all(file->fd, bounce, n, (page << GMEM_PAGE_SHIFT) + at);
 	if (err)
 		return gmem_err_sys(err, "gmem_file_read: page at 0x%llx", (unsigned long long)page << GMEM_PAGE_SHIFT);
+	/* Again, for a forked child, whom no lock keeps apart from its parent's conversions. */
+	err = refuse_private(file, "gmem_file_read", page);
+	if (err)
+		return err;
 	return gmem_state_word(&file->state, page) == word ? 0 : -EAGAIN;
 }
 
@@ -185,6 +190,9 @@ int gmem_file_write(struct gmem_file *file, uint64_t off, const void *buf, size_
 	char bounce[GMEM_PAGE_SIZE];
 	const char *in = buf;
 
+	if (!err && file->pid != getpid() && gmem_state_has_private(&file->state))
+		err = gmem_err(-EIO, "gmem_file_write: this object is a copy that came with fork(2), of a memory with "
+				     "private pages");
 	while (!err && len) {
 		uint64_t page = off >> GMEM_PAGE_SHIFT;
 		uint32_t at = (uint32_t)(off - (page << GMEM_PAGE_SHIFT));
