@@ -288,6 +288,7 @@ static int dup_uffd(struct gmem_pager *pager, const struct gmem_region *region, 
 int gmem_pager_add_region(struct gmem_pager *pager, const struct gmem_region *region)
 {
 	struct gmem_pager_region *new;
+	struct gmem_supply *supply;
 	uint32_t n;
 	int err = check_region(region);
 
@@ -296,8 +297,18 @@ int gmem_pager_add_region(struct gmem_pager *pager, const struct gmem_region *re
 	if (!region->file->ops->can_userfault(region->file, region->off, region->len))
 		return gmem_err(-EINVAL, "gmem_pager_add_region: this file takes no userfaults");
 	new = calloc(1, sizeof(*new));
-	if (!new)
+	supply = calloc(1, sizeof(*supply));
+	if (!new || !supply) {
+		free(new);
+		free(supply);
 		return gmem_err_sys(-ENOMEM, "gmem_pager_add_region");
+	}
+	*supply = (struct gmem_supply){
+		.off = region->off,
+		.len = region->len,
+		.bring_in = gmem_pager_bring_in,
+		.opaque = new,
+	};
 	new->pager = pager;
 	new->file = region->file;
 	new->hva = region->hva;
@@ -305,13 +316,8 @@ int gmem_pager_add_region(struct gmem_pager *pager, const struct gmem_region *re
 	new->len = region->len;
 	new->source_off = region->source_off;
 	new->caller_uffd = region->uffd;
-	new->source = region->source;
+	new->supply = supply;
 	new->uffd = -1;
-	err = gmem_file_supply(region->file, region->off, region->len, gmem_pager_bring_in, new, &new->supply);
-	if (err) {
-		free(new);
-		return err;
-	}
 	pthread_mutex_lock(&pager->m);
 	n = atomic_load(&pager->nregions);
 	new->number = n;
@@ -326,10 +332,12 @@ int gmem_pager_add_region(struct gmem_pager *pager, const struct gmem_region *re
 	}
 	pthread_mutex_unlock(&pager->m);
 	if (err) {
-		gmem_file_withdraw_supply(region->file, new->supply);
+		free(supply);
 		free(new);
 		return err;
 	}
+	/* Only now that nothing can fail: guests may ask at once. */
+	gmem_file_supply(region->file, supply);
 	/*
 	 * Faults read before the region was known, by us or by a server that died, are not told again unless their
 	 * touchers wake.

@@ -169,6 +169,7 @@ int gmem_uffd_add_view(struct gmem_uffd *uffd, struct gmem_view *view)
 {
 	struct gmem_rwlock *lock = &view->file->invalidate_lock;
 	struct gmem_uffd_member *member;
+	struct gmem_supply *supply;
 	int err = gmem_uffd_check_process(uffd, "gmem_uffd_add_view");
 
 	if (err)
@@ -177,22 +178,26 @@ int gmem_uffd_add_view(struct gmem_uffd *uffd, struct gmem_view *view)
 		return gmem_err(-EINVAL,
 				"gmem_uffd_add_view: pages of this file began private: it takes no userfaults");
 	member = malloc(sizeof(*member));
-	if (!member)
-		return gmem_err_sys(-ENOMEM, "gmem_uffd_add_view");
-	*member = (struct gmem_uffd_member){ .uffd = uffd, .view = view };
-	/* First: from now on no guest finds an absent page of it to be zero. */
-	err = gmem_file_supply(view->file, view->off, view->len, gmem_uffd_bring_in, member, &member->supply);
-	if (err) {
-		free(member);
-		return err;
+	supply = malloc(sizeof(*supply));
+	if (!member || !supply) {
+		err = gmem_err_sys(-ENOMEM, "gmem_uffd_add_view");
+		goto out_free;
 	}
+	*member = (struct gmem_uffd_member){ .uffd = uffd, .view = view, .supply = supply };
+	*supply = (struct gmem_supply){
+		.off = view->off, .len = view->len, .bring_in = gmem_uffd_bring_in, .opaque = member
+	};
 	gmem_rwlock_lock(lock);
 	err = serve(uffd, member);
 	gmem_rwlock_unlock(lock);
-	if (err) {
-		gmem_uffd_end_supply(member);
-		gmem_file_withdraw_supply(view->file, member->supply);
-		free(member);
-	}
+	if (err)
+		goto out_free;
+	/* From now on no guest finds an absent page of it to be zero. */
+	gmem_file_supply(view->file, supply);
+	return 0;
+
+out_free:
+	free(supply);
+	free(member);
 	return err;
 }

@@ -196,13 +196,10 @@ char *gmem_file_window(struct gmem_file *file);
 
 /* ---- supply.c: who brings in what is absent */
 
-/* Supplies [off, off + len) from now on, in place of who did. The file keeps `*ret`. -ENOMEM. */
-int gmem_file_supply(struct gmem_file *file, uint64_t off, uint64_t len, gmem_bring_in_fn bring_in, void *opaque,
-		     struct gmem_supply **ret);
+/* Supplies from now on, in place of who did. Takes `supply`, from malloc(3), with all but `users` and `next` set. */
+void gmem_file_supply(struct gmem_file *file, struct gmem_supply *supply);
 /* Ends it, and waits until no call of its function is going on. What is absent then stays absent, and is not zero. */
 void gmem_file_end_supply(struct gmem_file *file, struct gmem_supply *supply);
-/* As if it had never been. Its function was not called. */
-void gmem_file_withdraw_supply(struct gmem_file *file, struct gmem_supply *supply);
 /* Somebody brings the page at `off` in, or was to. Invalidate lock held. */
 bool gmem_file_supplied(const struct gmem_file *file, uint64_t off);
 /*

@@ -1,27 +1,18 @@
 /* SPDX-License-Identifier: MIT */
 /* Who brings in what is absent, for a guest that touches it through no view. */
 #include <errno.h>
-#include <stdlib.h>
 #include <time.h>
 
 #include "base/err.h"
 #include "base/range.h"
 #include "file/file.h"
 
-int gmem_file_supply(struct gmem_file *file, uint64_t off, uint64_t len, gmem_bring_in_fn bring_in, void *opaque,
-		     struct gmem_supply **ret)
+void gmem_file_supply(struct gmem_file *file, struct gmem_supply *supply)
 {
-	struct gmem_supply *s = calloc(1, sizeof(*s));
-
-	if (!s)
-		return gmem_err_sys(-ENOMEM, "guest memory file");
-	*s = (struct gmem_supply){ .off = off, .len = len, .bring_in = bring_in, .opaque = opaque };
 	gmem_rwlock_lock(&file->invalidate_lock);
-	s->next = file->supplies;
-	file->supplies = s;
+	supply->next = file->supplies;
+	file->supplies = supply;
 	gmem_rwlock_unlock(&file->invalidate_lock);
-	*ret = s;
-	return 0;
 }
 
 void gmem_file_end_supply(struct gmem_file *file, struct gmem_supply *supply)
@@ -33,19 +24,6 @@ void gmem_file_end_supply(struct gmem_file *file, struct gmem_supply *supply)
 	gmem_rwlock_unlock(&file->invalidate_lock);
 	while (atomic_load(&supply->users))
 		nanosleep(&pause, NULL);
-}
-
-void gmem_file_withdraw_supply(struct gmem_file *file, struct gmem_supply *supply)
-{
-	struct gmem_supply **at = &file->supplies;
-
-	gmem_file_end_supply(file, supply);
-	gmem_rwlock_lock(&file->invalidate_lock);
-	while (*at != supply)
-		at = &(*at)->next;
-	*at = supply->next;
-	gmem_rwlock_unlock(&file->invalidate_lock);
-	free(supply);
 }
 
 static bool supplies(const struct gmem_supply *s, uint64_t off)
