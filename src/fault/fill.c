@@ -150,6 +150,35 @@ static int let_go(struct gmem_pager_region *region, uint64_t from, uint64_t to)
 	return err;
 }
 
+/*
+ * Lets go of what is in place. Returns how many pages are not. Private pages keep their registration, and with it their
+ * markers, until they are converted. Invalidate lock held, exclusive: no view is marked meanwhile.
+ */
+static int64_t let_go_region(struct gmem_pager_region *region)
+{
+	const struct gmem_file *file = region->file;
+	uint64_t end = region->off + region->len, from = region->off, off;
+	int64_t kept = 0;
+	int err;
+
+	if (region->view)
+		region->view->let_go = true;
+	for (off = from; off < end; off += GMEM_PAGE_SIZE) {
+		bool present = file->ops->present(file, off);
+
+		if (present && !gmem_file_private(file, off))
+			continue;
+		err = let_go(region, from, off);
+		if (err)
+			return err;
+		from = off + GMEM_PAGE_SIZE;
+		if (!present)
+			kept++;
+	}
+	err = let_go(region, from, end);
+	return err ? err : kept;
+}
+
 int64_t gmem_pager_unregister(struct gmem_pager *pager)
 {
 	uint32_t n = atomic_load_explicit(&pager->nregions, memory_order_acquire);
@@ -157,22 +186,16 @@ int64_t gmem_pager_unregister(struct gmem_pager *pager)
 
 	for (uint32_t i = 0; i < n; i++) {
 		struct gmem_pager_region *region = pager->regions[i];
-		uint64_t end = region->off + region->len, from = region->off, off;
-		int err = 0;
+		int64_t one;
 
 		if (atomic_load(&region->gone))
 			continue;
-		for (off = from; off < end && !err; off += GMEM_PAGE_SIZE) {
-			if (region->file->ops->present(region->file, off))
-				continue;
-			err = let_go(region, from, off);
-			from = off + GMEM_PAGE_SIZE;
-			kept++;
-		}
-		if (!err)
-			err = let_go(region, from, end);
-		if (err)
-			return gmem_err_sys(err, "gmem_pager_unregister: region %u", i);
+		gmem_rwlock_lock(&region->file->invalidate_lock);
+		one = let_go_region(region);
+		gmem_rwlock_unlock(&region->file->invalidate_lock);
+		if (one < 0)
+			return gmem_err_sys((int)one, "gmem_pager_unregister: region %u", i);
+		kept += one;
 	}
 	return kept;
 }

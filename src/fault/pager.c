@@ -285,7 +285,7 @@ static int dup_uffd(struct gmem_pager *pager, const struct gmem_region *region, 
 	return 0;
 }
 
-int gmem_pager_add_region(struct gmem_pager *pager, const struct gmem_region *region)
+static int add_region(struct gmem_pager *pager, const struct gmem_region *region, struct gmem_view *view)
 {
 	struct gmem_pager_region *new;
 	struct gmem_supply *supply;
@@ -317,6 +317,7 @@ int gmem_pager_add_region(struct gmem_pager *pager, const struct gmem_region *re
 	new->source_off = region->source_off;
 	new->caller_uffd = region->uffd;
 	new->supply = supply;
+	new->view = view;
 	new->uffd = -1;
 	pthread_mutex_lock(&pager->m);
 	n = atomic_load(&pager->nregions);
@@ -344,6 +345,11 @@ int gmem_pager_add_region(struct gmem_pager *pager, const struct gmem_region *re
 	 */
 	gmem_sys_uffd_wake(new->uffd, new->hva, new->len);
 	return (int)n;
+}
+
+int gmem_pager_add_region(struct gmem_pager *pager, const struct gmem_region *region)
+{
+	return add_region(pager, region, NULL);
 }
 
 /* One descriptor serves all views of this process. Caller holds pager->m. */
@@ -395,7 +401,7 @@ int gmem_pager_add_view(struct gmem_pager *pager, struct gmem_view *view, struct
 	if (err)
 		return err;
 	region.uffd = serving.uffd;
-	err = gmem_pager_add_region(pager, &region);
+	err = add_region(pager, &region, view);
 	if (err < 0) {
 		gmem_rwlock_lock(lock);
 		gmem_unserve_view(view, &serving);

@@ -29,6 +29,7 @@ struct gmem_pager_region {
 	struct gmem_file *file; /* referenced */
 	struct gmem_supply *supply; /* the file's: a guest's faults come this way */
 	struct gmem_source *source;
+	struct gmem_view *view; /* NULL: a mapping of the program's own */
 	uint64_t hva, off, len, source_off;
 	int uffd; /* our duplicate, shared by the regions of one descriptor */
 	int caller_uffd;

@@ -15,10 +15,9 @@ static uint64_t hva_of(const struct gmem_view *view)
 	return (uint64_t)(uintptr_t)view->addr;
 }
 
-/* Gives the view a descriptor, and says in *ret_modes how it is to be registered with it. */
-static int give_uffd(struct gmem_view *view, struct gmem_serving *s, unsigned int *ret_modes)
+/* Gives the view a descriptor. */
+static int give_uffd(struct gmem_view *view, struct gmem_serving *s)
 {
-	*ret_modes = GMEM_SYS_UFFD_MISSING | GMEM_SYS_UFFD_MINOR;
 	if (!s->had_uffd && s->uffd >= 0) {
 		view->uffd = fcntl(s->uffd, F_DUPFD_CLOEXEC, 0);
 		return view->uffd < 0 ? gmem_err_sys(-errno, "%s", s->who) : 0;
@@ -30,8 +29,19 @@ static int give_uffd(struct gmem_view *view, struct gmem_serving *s, unsigned in
 			return gmem_err_sys(err, "%s: userfaultfd (see gmem info)", s->who);
 	}
 	s->uffd = view->uffd;
-	*ret_modes |= GMEM_SYS_UFFD_WP;
 	return 0;
+}
+
+/*
+ * Write-protect mode too: without it the kernel, when it makes pages of the file one large one, drops the page tables
+ * of the view and its markers with them. A kernel that has no such mode here has no markers either.
+ */
+static int register_view(const struct gmem_view *view, int uffd)
+{
+	const unsigned int modes = GMEM_SYS_UFFD_MISSING | GMEM_SYS_UFFD_MINOR;
+	int err = gmem_sys_uffd_register(uffd, hva_of(view), view->len, modes | GMEM_SYS_UFFD_WP);
+
+	return err == -EINVAL ? gmem_sys_uffd_register(uffd, hva_of(view), view->len, modes) : err;
 }
 
 /* The descriptor of give_uffd(). */
@@ -63,7 +73,6 @@ static int drop_markers(const struct gmem_view *view)
 
 int gmem_serve_view(struct gmem_view *view, struct gmem_serving *s)
 {
-	unsigned int modes;
 	int err;
 
 	gmem_lockcheck_assert_held(GMEM_LOCK_INVALIDATE, &view->file->invalidate_lock);
@@ -74,10 +83,10 @@ int gmem_serve_view(struct gmem_view *view, struct gmem_serving *s)
 		return gmem_err(-EOPNOTSUPP,
 				"%s: this view has had private pages, and cannot be registered as it is needed here",
 				s->who);
-	err = give_uffd(view, s, &modes);
+	err = give_uffd(view, s);
 	if (err)
 		return err;
-	err = gmem_sys_uffd_register(s->uffd, hva_of(view), view->len, modes);
+	err = register_view(view, s->uffd);
 	if (err) {
 		take_uffd(view, s);
 		return gmem_err_sys(err, "%s: registering %llu bytes", s->who, (unsigned long long)view->len);
@@ -99,13 +108,12 @@ void gmem_unserve_view(struct gmem_view *view, const struct gmem_serving *s)
 		view->private_events = false;
 		(void)gmem_view_mark_private(view);
 	}
-	/*
-	 * Modes of a registration are added to and never taken away, so it goes whole. Markers do not need it: they
-	 * outlive it.
-	 */
+	/* Modes of a registration are added to and never taken away, so it goes whole. */
 	gmem_sys_uffd_unregister(s->uffd, hva_of(view), view->len);
 	if (s->had_uffd)
 		gmem_sys_uffd_register(view->uffd, hva_of(view), view->len, GMEM_SYS_UFFD_WP);
 	take_uffd(view, s);
 	view->use = GMEM_VIEW_PLAIN;
+	/* What was converted meanwhile was marked through the registration that has ended. */
+	(void)gmem_view_mark_private(view);
 }

@@ -232,6 +232,7 @@ struct gmem_view {
 	enum gmem_view_use use;
 	bool private_events; /* a private page is left without translation and marker: its touch is an event */
 	bool user_mode_only; /* `uffd` was opened here, and serves no access of the kernel's */
+	bool let_go; /* its pager has: what is in place is to be registered for markers alone */
 	bool by_mapping; /* no markers here: an empty file is mapped over private pages */
 	/* Called by gmem_view_unmap(), first of all, no lock held. Whoever serves the view sets and clears both. */
 	void (*unmapping)(void *server, struct gmem_view *view);

@@ -207,6 +207,23 @@ int gmem_view_mark(struct gmem_view *view, uint64_t off, uint64_t len)
 		     0;
 }
 
+/*
+ * Private pages that were in place when their pager let go of the view stayed registered, or they would have been
+ * without their markers for a moment. Their touchers would wait for the pager.
+ */
+static void forget_registration(struct gmem_view *view, uint64_t off, uint64_t len)
+{
+	for (uint64_t end = off + len, to; off < end; off = to) {
+		bool present = view->file->ops->present(view->file, off);
+
+		for (to = off + GMEM_PAGE_SIZE; to < end; to += GMEM_PAGE_SIZE)
+			if (view->file->ops->present(view->file, to) != present)
+				break;
+		if (present)
+			gmem_sys_uffd_unregister(view->uffd, (uint64_t)(uintptr_t)gmem_view_at(view, off), to - off);
+	}
+}
+
 int gmem_view_unmark(struct gmem_view *view, uint64_t off, uint64_t len)
 {
 	int err;
@@ -216,6 +233,8 @@ int gmem_view_unmark(struct gmem_view *view, uint64_t off, uint64_t len)
 		return 0;
 	if (view->by_mapping)
 		return map_over(view, off, len, view->file->fd, off);
+	if (view->let_go)
+		forget_registration(view, off, len);
 	err = gmem_sys_zap(gmem_view_at(view, off), len);
 	return err ? gmem_err_sys(err, "view at %p: unmarking %llu bytes at 0x%llx", view->addr,
 				  (unsigned long long)len, (unsigned long long)off) :
