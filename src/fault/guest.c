@@ -16,13 +16,18 @@ static void put(struct gmem_guest_wait *guest)
 		free(guest);
 }
 
-void gmem_guest_done(struct gmem_pager *pager, struct gmem_guest_wait *guest, int err)
+void gmem_guest_done_locked(struct gmem_pager *pager, struct gmem_guest_wait *guest, int err)
 {
-	pthread_mutex_lock(&pager->m);
 	guest->done = true;
 	guest->err = err;
 	put(guest);
 	pthread_cond_broadcast(&pager->served);
+}
+
+void gmem_guest_done(struct gmem_pager *pager, struct gmem_guest_wait *guest, int err)
+{
+	pthread_mutex_lock(&pager->m);
+	gmem_guest_done_locked(pager, guest, err);
 	pthread_mutex_unlock(&pager->m);
 }
 

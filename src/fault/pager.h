@@ -120,6 +120,7 @@ bool gmem_pager_dequeue(struct gmem_pager *pager, struct gmem_fault *ret); /* wa
 
 /* guest.c: faults of guests, who touch a file through no mapping */
 int gmem_pager_bring_in(void *region, struct gmem_file *file, uint64_t off, const _Atomic bool *cancel);
+void gmem_guest_done_locked(struct gmem_pager *pager, struct gmem_guest_wait *guest, int err); /* m held */
 void gmem_guest_done(struct gmem_pager *pager, struct gmem_guest_wait *guest, int err);
 
 /* reader.c */

@@ -35,9 +35,7 @@ static void turn_away(struct gmem_pager *pager, const struct gmem_fault *f)
 		gmem_sys_uffd_wake(region->uffd, region->hva + (f->off - region->off), GMEM_PAGE_SIZE);
 		return;
 	}
-	f->guest->refs--;
-	f->guest->done = true;
-	f->guest->err = -ENOMEM;
+	gmem_guest_done_locked(pager, f->guest, -ENOMEM);
 }
 
 void gmem_pager_enqueue(struct gmem_pager *pager, const struct gmem_fault *faults, uint32_t n)
