@@ -2,9 +2,8 @@
 /*
  * Conversion between shared and private, in place.
  *
- * All or nothing, under the invalidate lock, exclusive. To private: views are marked, so that the host can touch the
- * pages no more; a page that is pinned ends it there, and the marks go again; then the shared side of every second
- * stage is zapped, and only then is the state stored. To shared: the private side is zapped, the host let in, the state
+ * All or nothing, under the invalidate lock, exclusive. To private: a page that is pinned ends it; views are marked, so
+ * that the host can touch the pages no more; then the shared side of every second stage is zapped, and only then is the state stored. To shared: the private side is zapped, the host let in, the state
  * stored. Pages on the right side already are left alone, absent pages convert like any others.
  */
 #include <errno.h>
@@ -153,17 +152,18 @@ static int rehome(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t *
 static int to_private(struct gmem_file *file, uint64_t first, uint64_t end, uint64_t *ret_error_off)
 {
 	uint64_t off = first << GMEM_PAGE_SHIFT, len = (end - first) << GMEM_PAGE_SHIFT, pin, run_end;
-	int err = each_piece(file, first, end, true, gmem_view_mark);
+	int err;
 
-	*ret_error_off = off;
-	if (err)
-		goto out_let_in;
+	/* Before any view is marked, or a thread that uses a pinned page would meet the mark: nobody pins meanwhile. */
 	pin = first_pin(file, first, end);
 	if (pin != UINT64_MAX) {
 		*ret_error_off = pin;
-		err = gmem_err(-EAGAIN, "gmem_file_set_attributes: page at 0x%llx is pinned", (unsigned long long)pin);
-		goto out_let_in;
+		return gmem_err(-EAGAIN, "gmem_file_set_attributes: page at 0x%llx is pinned", (unsigned long long)pin);
 	}
+	*ret_error_off = off;
+	err = each_piece(file, first, end, true, gmem_view_mark);
+	if (err)
+		goto out_let_in;
 	gmem_file_invalidate_begin(file, off, len, GMEM_SIDE_SHARED);
 	if (file->flags & GMEM_FILE_STRICT)
 		for (uint64_t page = first; !err && next_run(file, &page, end, true, &run_end); page = run_end)
