@@ -96,21 +96,6 @@ static int mark_by_mapping(const struct gmem_view *view, uint64_t off, uint64_t 
 	return err;
 }
 
-/*
- * Where the pages from `off` on end that nobody has registered: a pager lets go of pages that are in place, and they
- * need no more than the mode for markers.
- */
-static uint64_t let_go_end(const struct gmem_view *view, uint64_t off, uint64_t end)
-{
-	uint64_t to = off + GMEM_PAGE_SIZE;
-
-	if (view->use == GMEM_VIEW_PLAIN)
-		return end;
-	while (to < end && view->file->ops->present(view->file, off) && view->file->ops->present(view->file, to))
-		to += GMEM_PAGE_SIZE;
-	return to;
-}
-
 static int mark_by_marker(struct gmem_view *view, uint64_t off, uint64_t len)
 {
 	uint64_t end = off + len, most = len, registered = off, done;
@@ -147,11 +132,12 @@ static int mark_by_marker(struct gmem_view *view, uint64_t off, uint64_t len)
 			}
 			if (off < registered)
 				return err;
-			registered = let_go_end(view, off, end);
-			most = registered - off;
-			err = gmem_sys_uffd_register(view->uffd, hva, most, GMEM_SYS_UFFD_WP);
+			/* A pager has let go of it. What it still serves has this mode, and loses none. */
+			err = gmem_sys_uffd_register(view->uffd, hva, end - off, GMEM_SYS_UFFD_WP);
 			if (err)
 				return err;
+			registered = end;
+			most = end - off;
 			break;
 		default:
 			return err;
