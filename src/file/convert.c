@@ -3,8 +3,9 @@
  * Conversion between shared and private, in place.
  *
  * All or nothing, under the invalidate lock, exclusive. To private: a page that is pinned ends it; views are marked, so
- * that the host can touch the pages no more; then the shared side of every second stage is zapped, and only then is the state stored. To shared: the private side is zapped, the host let in, the state
- * stored. Pages on the right side already are left alone, absent pages convert like any others.
+ * that the host can touch the pages no more; then the shared side of every second stage is zapped, and only then is the
+ * state stored. To shared: the private side is zapped, the host let in, the state stored. Pages on the right side
+ * already are left alone, absent pages convert like any others.
  */
 #include <errno.h>
 #include <stdlib.h>
