@@ -152,7 +152,7 @@ static int let_go(struct gmem_pager_region *region, uint64_t from, uint64_t to)
 
 /*
  * Lets go of what is in place. Returns how many pages are not. Private pages keep their registration, and with it their
- * markers, until they are converted. Invalidate lock held, exclusive: no view is marked meanwhile.
+ * markers, until they are converted. Invalidate lock held shared: no view is marked meanwhile, and resolvers go on.
  */
 static int64_t let_go_region(struct gmem_pager_region *region)
 {
@@ -161,8 +161,6 @@ static int64_t let_go_region(struct gmem_pager_region *region)
 	int64_t kept = 0;
 	int err;
 
-	if (region->view)
-		region->view->let_go = true;
 	for (off = from; off < end; off += GMEM_PAGE_SIZE) {
 		bool present = file->ops->present(file, off);
 
@@ -190,9 +188,14 @@ int64_t gmem_pager_unregister(struct gmem_pager *pager)
 
 		if (atomic_load(&region->gone))
 			continue;
-		gmem_rwlock_lock(&region->file->invalidate_lock);
+		if (region->view) {
+			gmem_rwlock_lock(&region->file->invalidate_lock);
+			region->view->let_go = true;
+			gmem_rwlock_unlock(&region->file->invalidate_lock);
+		}
+		gmem_rwlock_lock_shared(&region->file->invalidate_lock);
 		one = let_go_region(region);
-		gmem_rwlock_unlock(&region->file->invalidate_lock);
+		gmem_rwlock_unlock_shared(&region->file->invalidate_lock);
 		if (one < 0)
 			return gmem_err_sys((int)one, "gmem_pager_unregister: region %u", i);
 		kept += one;
