@@ -46,28 +46,40 @@ void *gmem_pfn_addr(uint64_t pfn)
 /* ---- the source */
 
 /*
+ * Pages whose bytes are in the bounce pages now. What a call across a page that is not there copies is up to who
+ * answers it, so after a refusal the first page is asked for alone.
+ */
+static int peek(const struct populate *p, uint64_t npages)
+{
+	ssize_t n = gmem_sys_peek(p->bounce, p->src, npages << GMEM_PAGE_SHIFT);
+
+	if ((n == -EFAULT || (n >= 0 && n < (ssize_t)GMEM_PAGE_SIZE)) && npages > 1)
+		n = gmem_sys_peek(p->bounce, p->src, GMEM_PAGE_SIZE);
+	if (n >= 0 && n < (ssize_t)GMEM_PAGE_SIZE)
+		n = -EFAULT;
+	return n < 0 ? (int)n : (int)(n >> GMEM_PAGE_SHIFT);
+}
+
+/*
  * Brings the next pages' bytes in. -EFAULT: not even the first can be read. With write-back one page at a time: what
  * the caller's memory holds may depend on the page before.
  */
 static int bring_source_in(struct populate *p)
 {
 	bool write_back = p->flags & GMEM_POPULATE_WRITE_BACK;
-	uint64_t want = write_back ? 1 : gmem_min_u64(p->left, BATCH);
-	ssize_t n;
+	int n;
 
 	if (!p->src || p->used < p->have)
 		return 0;
 	gmem_might_fault();
-	n = gmem_sys_peek(p->bounce, p->src, want << GMEM_PAGE_SHIFT);
-	if (n > 0 && n < (ssize_t)GMEM_PAGE_SIZE)
-		n = -EFAULT;
+	n = peek(p, write_back ? 1 : gmem_min_u64(p->left, BATCH));
 	if (n < 0)
-		return gmem_err(n == -EFAULT ? -EFAULT : (int)n, "gmem_populate: source of gfn 0x%llx cannot be read",
-				(unsigned long long)p->gfn);
+		return gmem_err_sys(n, "gmem_populate: source of gfn 0x%llx cannot be read",
+				    (unsigned long long)p->gfn);
 	if (write_back && gmem_sys_self_writable((void *)(uintptr_t)p->src, GMEM_PAGE_SIZE))
 		return gmem_err(-EFAULT, "gmem_populate: source of gfn 0x%llx cannot be written back to",
 				(unsigned long long)p->gfn);
-	p->have = (uint32_t)((size_t)n >> GMEM_PAGE_SHIFT);
+	p->have = (uint32_t)n;
 	p->used = 0;
 	atomic_fetch_add_explicit(&p->vm->sources, p->have, memory_order_relaxed);
 	return 0;
