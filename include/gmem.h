@@ -480,7 +480,7 @@ int gmem_vcpu_exit(const struct gmem_vcpu *vcpu, struct gmem_exit *ret);
  * What is done with each page of a populate: measuring it, giving it to firmware, mapping it. `pfn` is the frame, which
  * holds the bytes; gmem_pfn_addr() is where. `src` is the source's page, brought in: a copy, not the caller's memory;
  * NULL without a source. 0: the page is up to date. A negative errno ends the populate: a page that was absent before
- * is dropped, one that was there gets its bytes back.
+ * is absent again, one that was there gets its bytes back, and neither is mapped.
  *
  * Called with the VM's slots lock and the file's invalidate lock held: it must not call into either, but
  * gmem_mmu_map_private_pfn(), and must not touch memory that could be lazily served.
@@ -502,8 +502,8 @@ typedef int (*gmem_populate_fn)(struct gmem_vm *vm, uint64_t gfn, uint64_t pfn, 
  * Returns the pages done, at most those up to the end of the slot; go on from there. If none was, the error of the
  * first: -EINVAL (npages <= 0, alignment, flags, no slot, a page that is not private), -EFAULT (the slot's file is
  * closed; a source that cannot be read, or not be written to where it must be: unmapped, past the end of its file,
- * private memory, the target itself), -EINTR (gmem_vm_cancel()), -EHWPOISON, -ENOMEM, -EIO (a dead VM; in place, a page
- * whose pager is gone), or what `fn` returned. Any thread; concurrent calls on one VM take turns.
+ * private memory, the target itself), -EINTR (gmem_vm_cancel()), -EHWPOISON, -ENOMEM, -EIO (a dead VM; after fork(2);
+ * in place, a page whose pager is gone), or what `fn` returned. Any thread; concurrent calls on one VM take turns.
  */
 int64_t gmem_populate(struct gmem_vm *vm, uint64_t gfn, const void *src, int64_t npages, uint32_t flags,
 		      gmem_populate_fn fn, void *opaque);

@@ -36,6 +36,7 @@ struct populate {
 	uint64_t left; /* pages, that one included */
 	char *bounce; /* BATCH pages; NULL: in place */
 	uint32_t have, used; /* pages in it, and of them how many are done */
+	bool refused; /* the function failed: the error is its own, whichever it is */
 };
 
 void *gmem_pfn_addr(uint64_t pfn)
@@ -85,22 +86,6 @@ static int bring_source_in(struct populate *p)
 	return 0;
 }
 
-/* In place, an absent page that somebody supplies is brought in like a source: before the lock. */
-static int bring_target_in(struct populate *p)
-{
-	uint64_t off = gmem_slot_off(p->slot, p->gfn);
-	int err;
-
-	while (!p->src && !p->file->ops->present(p->file, off)) {
-		err = gmem_file_bring_in(p->file, off, &p->vm->cancel);
-		if (err == -ENOENT)
-			return 0;
-		if (err)
-			return err;
-	}
-	return 0;
-}
-
 static void *source_page(const struct populate *p)
 {
 	return p->src ? p->bounce + (size_t)p->used * GMEM_PAGE_SIZE : NULL;
@@ -115,81 +100,93 @@ static void write_back(const struct populate *p)
 
 /* ---- one page, under the file's lock */
 
-static int call(const struct populate *p, void *src)
+static int call(struct populate *p)
 {
-	return p->fn ? p->fn(p->vm, p->gfn, gmem_slot_pfn(p->slot, p->gfn), src, p->opaque) : 0;
+	int err = p->fn ? p->fn(p->vm, p->gfn, gmem_slot_pfn(p->slot, p->gfn), source_page(p), p->opaque) : 0;
+
+	if (err > 0)
+		err = gmem_err(-EINVAL, "gmem_populate: gfn 0x%llx: its function returned %d",
+			       (unsigned long long)p->gfn, err);
+	p->refused = err;
+	return err;
 }
 
-/* The function may have mapped the frame before it failed. */
-static void unmap(const struct populate *p, uint64_t off)
+/* An absent page: it is locked then, and not up to date. In place it keeps what views have put there. */
+static int insert(const struct populate *p, uint64_t off, struct gmem_folio *folio)
 {
+	int err = p->file->ops->alloc(p->file, off, 1, folio);
+
+	if (err)
+		return err;
+	folio->data = source_page(p);
+	return p->file->ops->insert(p->file, folio);
+}
+
+/* A page that is in place already. */
+static int overwrite(const struct populate *p, uint64_t off)
+{
+	int err;
+
+	if (!p->src)
+		return gmem_file_back(p->file, off, GMEM_PAGE_SIZE);
+	err = gmem_pwrite_all(p->file->fd, source_page(p), GMEM_PAGE_SIZE, off);
+	return err ? gmem_err_sys(err, "gmem_populate: gfn 0x%llx", (unsigned long long)p->gfn) : 0;
+}
+
+/*
+ * The page is again what it was. The function may have mapped its frame before it failed, and whoever maps it anew must
+ * not find it mapped; a page that had no memory has none.
+ */
+static void undo(const struct populate *p, uint64_t off, const char *old)
+{
+	static const char zeroes[GMEM_PAGE_SIZE];
+	uint64_t page = off >> GMEM_PAGE_SHIFT;
+	bool uptodate = gmem_word_content(gmem_state_word(&p->file->state, page)) == GMEM_WORD_UPTODATE;
+
 	gmem_file_invalidate_begin(p->file, off, GMEM_PAGE_SIZE, GMEM_SIDE_SHARED | GMEM_SIDE_PRIVATE);
+	if (!uptodate && !memcmp(old, zeroes, GMEM_PAGE_SIZE))
+		(void)gmem_memfd_punch(p->file->fd, off, GMEM_PAGE_SIZE);
+	else if (gmem_pwrite_all(p->file->fd, old, GMEM_PAGE_SIZE, off))
+		gmem_state_lose(&p->file->state, page);
 	gmem_file_invalidate_end(p->file, off, GMEM_PAGE_SIZE);
 }
 
-/* A page that was in place already: it gets the new bytes, and the old ones again if the function refuses them. */
-static int populate_present(const struct populate *p, uint64_t off, void *src)
-{
-	char old[GMEM_PAGE_SIZE];
-	int err;
-
-	if (!src) {
-		err = gmem_file_back(p->file, off, GMEM_PAGE_SIZE);
-		return err ? err : call(p, NULL);
-	}
-	err = gmem_pread_all(p->file->fd, old, sizeof(old), off);
-	if (!err)
-		err = gmem_pwrite_all(p->file->fd, src, GMEM_PAGE_SIZE, off);
-	if (err)
-		return gmem_err_sys(err, "gmem_populate: gfn 0x%llx", (unsigned long long)p->gfn);
-	err = call(p, src);
-	if (err)
-		(void)gmem_pwrite_all(p->file->fd, old, sizeof(old), off);
-	return err;
-}
-
-static int populate_absent(const struct populate *p, uint64_t off, void *src)
-{
-	struct gmem_folio folio;
-	int err = p->file->ops->alloc(p->file, off, 1, &folio);
-
-	if (err)
-		return err;
-	folio.data = src;
-	err = p->file->ops->insert(p->file, &folio);
-	if (err)
-		return err;
-	/* In place the page is what it is, whatever the function says of it. */
-	if (!src) {
-		p->file->ops->publish(p->file, &folio);
-		return call(p, NULL);
-	}
-	err = call(p, src);
-	if (err) {
-		unmap(p, off);
-		p->file->ops->remove(p->file, &folio);
-	} else {
-		p->file->ops->publish(p->file, &folio);
-	}
-	return err;
-}
-
-/* Invalidate lock held, exclusive. -EBUSY, -EEXIST: another process is at the page, come again. */
-static int populate_under_lock(const struct populate *p)
+/*
+ * Invalidate lock held, exclusive. Without `refused`, -EBUSY, -EEXIST: another process is at the page, come again;
+ * -ENODATA: in place, and it is somebody's to bring in.
+ */
+static int populate_under_lock(struct populate *p)
 {
 	uint64_t off = gmem_slot_off(p->slot, p->gfn);
+	const struct gmem_backing_ops *ops = p->file->ops;
 	struct gmem_folio folio;
+	char old[GMEM_PAGE_SIZE];
+	bool absent;
 	int err;
 
 	if (!gmem_file_private(p->file, off))
 		return gmem_err(-EINVAL, "gmem_populate: gfn 0x%llx is not private", (unsigned long long)p->gfn);
-	err = p->file->ops->lookup(p->file, off, 1, &folio);
+	err = ops->lookup(p->file, off, 1, &folio);
+	absent = err == -ENOENT;
+	if (absent && !p->src && gmem_file_supplied(p->file, off))
+		return -ENODATA;
+	if (err && !absent)
+		return err;
+	/* An absent page too may have bytes, from a view. */
+	err = !absent || p->fn ? gmem_pread_all(p->file->fd, old, sizeof(old), off) : 0;
+	if (err)
+		return gmem_err_sys(err, "gmem_populate: gfn 0x%llx", (unsigned long long)p->gfn);
+	err = absent ? insert(p, off, &folio) : overwrite(p, off);
+	if (err && absent)
+		return err;
 	if (!err)
-		return populate_present(p, off, source_page(p));
-	if (err == -ENOENT)
-		return populate_absent(p, off, source_page(p));
-	if (err == -EHWPOISON)
-		gmem_err(err, "gmem_populate: gfn 0x%llx: its page is poisoned", (unsigned long long)p->gfn);
+		err = call(p);
+	if (absent && !err)
+		ops->publish(p->file, &folio);
+	else if (absent)
+		ops->remove(p->file, &folio);
+	if (err)
+		undo(p, off, old);
 	return err;
 }
 
@@ -197,14 +194,13 @@ static int populate_page(struct populate *p)
 {
 	int err;
 
+	p->refused = false;
 #ifdef GMEM_TEST_SOURCE_UNDER_LOCK
 	/* The order that this file exists to avoid, for the test that shows what comes of it. */
 	gmem_rwlock_lock(&p->file->invalidate_lock);
 	err = bring_source_in(p);
 #else
-	err = bring_target_in(p);
-	if (!err)
-		err = bring_source_in(p);
+	err = bring_source_in(p);
 	if (err)
 		return err;
 	gmem_rwlock_lock(&p->file->invalidate_lock);
@@ -212,7 +208,7 @@ static int populate_page(struct populate *p)
 	if (!err)
 		err = populate_under_lock(p);
 	gmem_rwlock_unlock(&p->file->invalidate_lock);
-	if (err && (p->flags & GMEM_POPULATE_WRITE_BACK) && err != -EFAULT)
+	if (p->refused && (p->flags & GMEM_POPULATE_WRITE_BACK))
 		write_back(p);
 	return err;
 }
@@ -224,25 +220,50 @@ static bool cancelled(struct gmem_vm *vm)
 	return atomic_load_explicit(&vm->cancel, memory_order_relaxed) && atomic_exchange(&vm->cancel, false);
 }
 
-static int64_t populate(struct populate *p)
+/* Waits for what kept the page from being populated. 0: try it again; else it was an error, this one. No lock held. */
+static int wait_for(const struct populate *p, int err)
 {
 	const struct timespec pause = { .tv_nsec = 20000 };
+
+	/* What the function answers means nothing here. */
+	if (p->refused)
+		return err;
+	switch (err) {
+	case -EBUSY:
+	case -EEXIST:
+		nanosleep(&pause, NULL);
+		return 0;
+	case -ENODATA:
+		/* In place, an absent page that somebody supplies is brought in like a source: without the lock. */
+		err = gmem_file_bring_in(p->file, gmem_slot_off(p->slot, p->gfn), &p->vm->cancel);
+		/* Supplied no more; or cancelled, which the next attempt sees. */
+		return err == -ENOENT || err == -EINTR ? 0 : err;
+	case -EHWPOISON:
+		return gmem_err(err, "gmem_populate: gfn 0x%llx: its page is poisoned", (unsigned long long)p->gfn);
+	default:
+		return err;
+	}
+}
+
+static int64_t populate(struct populate *p)
+{
 	int64_t done = 0;
 	int err = 0;
 
-	while (p->left) {
-		if (atomic_load(&p->vm->mmu.dead))
+	while (p->left && !err) {
+		if (atomic_load(&p->vm->mmu.dead)) {
 			err = gmem_err(-EIO, "gmem_populate: this VM is dead");
-		else if (cancelled(p->vm))
+			break;
+		}
+		if (cancelled(p->vm)) {
 			err = gmem_err(-EINTR, "gmem_populate: cancelled at gfn 0x%llx", (unsigned long long)p->gfn);
-		else
-			err = populate_page(p);
-		if (err == -EBUSY || err == -EEXIST) {
-			nanosleep(&pause, NULL);
+			break;
+		}
+		err = populate_page(p);
+		if (err) {
+			err = wait_for(p, err);
 			continue;
 		}
-		if (err)
-			break;
 		p->used++;
 		p->gfn++;
 		p->left--;
