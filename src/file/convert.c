@@ -225,7 +225,7 @@ int gmem_file_set_attributes(struct gmem_file *file, uint64_t off, uint64_t len,
 
 	if (err)
 		return err;
-	if (file->pid != getpid())
+	if (!gmem_file_ours(file))
 		return gmem_err(-EIO, "gmem_file_set_attributes: this object is a copy that came with fork(2)");
 	if (private && gmem_state_claim(&file->state, GMEM_STATE_PRIVATE))
 		return gmem_err(-EBUSY,

@@ -123,7 +123,8 @@ struct gmem_file {
 	uint32_t flags; /* GMEM_FILE_* */
 	uint32_t generation; /* of a server behind a keeper, see gmem_file_set_generation(); 0: none */
 	int fd;
-	pid_t pid; /* of the process that made the object: a forked copy knows nothing of the other one's views */
+	uint32_t *ours; /* 1, and 0 in children made by fork(2), where it is wiped; NULL: `pid` has to tell */
+	pid_t pid; /* of the process that made the object */
 	_Atomic uint32_t refs;
 	char *_Atomic window; /* see gmem_file_window() */
 	_Atomic uint32_t *_Atomic pins; /* a count a page, NULL before the first pin */
@@ -167,6 +168,11 @@ void gmem_file_wait_for_page(struct gmem_file *file, uint64_t off);
 
 /* Allocates zeroed memory under pages that are in place but have none. Invalidate lock held, shared or exclusive. */
 int gmem_file_back(struct gmem_file *file, uint64_t off, uint64_t len);
+
+/*
+ * Is this the object itself? A copy that came with fork(2) knows nothing of the other one's views and second stages.
+ */
+bool gmem_file_ours(const struct gmem_file *file);
 
 void gmem_file_get(struct gmem_file *file);
 void gmem_file_put(struct gmem_file *file);

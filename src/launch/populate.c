@@ -14,7 +14,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "base/err.h"
 #include "base/range.h"
@@ -304,7 +303,7 @@ int64_t gmem_populate_locked(struct gmem_vm *vm, uint64_t gfn, const void *src, 
 	p.file = atomic_load(&p.slot->file);
 	if (!p.file)
 		return gmem_err(-EFAULT, "gmem_populate: gfn 0x%llx: its file is closed", (unsigned long long)gfn);
-	if (p.file->pid != getpid())
+	if (!gmem_file_ours(p.file))
 		return gmem_err(-EIO, "gmem_populate: the file is a copy that came with fork(2)");
 	p.left = gmem_min_u64((uint64_t)npages, p.slot->gfn + p.slot->npages - gfn);
 	if (src) {

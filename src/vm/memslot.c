@@ -8,7 +8,6 @@
 #include <errno.h>
 #include <stddef.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "base/err.h"
 #include "base/opts.h"
@@ -199,7 +198,7 @@ static int check(struct gmem_vm *vm, const struct gmem_memslot *s)
 		return invalid(s, "beyond what the guest can address");
 	if (!gmem_range_inside(s->off, s->len, s->file->len))
 		return invalid(s, "past the end of the file");
-	if (s->file->pid != getpid())
+	if (!gmem_file_ours(s->file))
 		return gmem_err(-EIO, "gmem_vm_set_slot: the file is a copy that came with fork(2)");
 	return 0;
 }
