@@ -135,7 +135,7 @@ int gmem_file_create(uint64_t len, const struct gmem_file_opts *opts, struct gme
 /*
  * Opens the file another process created, from its two descriptors (gmem_file_fd(), gmem_file_state_fd()). The page
  * states are shared, not copied. -EINVAL if the descriptors do not belong together, -EPROTONOSUPPORT for a state
- * table of another layout, -EBUSY if the memory has or had private pages, -ENOMEM.
+ * table of another layout, -EBUSY if the memory has or had private pages or guests, -ENOMEM.
  */
 int gmem_file_open(int fd, int state_fd, struct gmem_file **ret);
 
@@ -194,9 +194,10 @@ pid_t gmem_file_want_fill(struct gmem_file *file);
  * known to the library, nor are references the kernel holds: see GMEM_FILE_STRICT.
  *
  * The errors of KVM_SET_MEMORY_ATTRIBUTES2: -EINVAL (attributes, len 0, a range that wraps, is not page-aligned or
- * reaches past the end), -EAGAIN (a page is pinned), -ENOMEM. Also -EBUSY (the memory is open in a second object, or
- * behind a keeper), -EOPNOTSUPP (a view that cannot be marked), -EIO (after fork(2)). `ret_error_off`, if not NULL, is
- * set on failures of the last two lines that have a place, and is the first page that stood in the way.
+ * reaches past the end), -EAGAIN (a page is pinned), -ENOMEM, -ENOSPC. Also -EBUSY (the memory is, or once was, open
+ * in a second object, or behind a keeper, or in a forked child's view), -EOPNOTSUPP (a view that cannot be marked),
+ * -EMFILE, -ENFILE, -EIO (after fork(2)). `ret_error_off`, if not NULL, is set on failures other than -EINVAL: the
+ * first page that stood in the way, or where the range begins.
  */
 int gmem_file_set_attributes(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t attributes,
 			     uint64_t *ret_error_off);
@@ -411,7 +412,8 @@ struct gmem_memslot {
  * freed first, the slot stays and touching it is a memory fault. Rules and errors are those of
  * KVM_SET_USER_MEMORY_REGION2 with KVM_MEM_GUEST_MEMFD: -EINVAL (alignment, wrap, past the end of the file, no such
  * slot to delete, a slot that is there), -EEXIST (guest-physical addresses or part of the file are in another slot);
- * also -ENOMEM, -ENOSPC (all slots are in use), -EIO (after fork(2), or a dead VM).
+ * also -ENOMEM, -ENOSPC (all slots are in use), -EIO (after fork(2), or a dead VM), -EBUSY (the memory is, or was, open
+ * in a second object or behind a keeper: what is absent of it could not be told from zero).
  */
 int gmem_vm_set_slot(struct gmem_vm *vm, const struct gmem_memslot *memslot);
 
@@ -441,14 +443,15 @@ void gmem_vcpu_free(struct gmem_vcpu *vcpu); /* NULL is allowed */
  *
  * -EFAULT and -EHWPOISON are exits, see gmem_vcpu_exit(): what is before the page that it names has been done.
  * -EPERM: a write to a page whose writes are watched. -EINTR: gmem_vcpu_cancel(). -EIO: the VM is dead, or the page
- * was never brought in and its pager is gone. -EINVAL (an address the guest cannot have), -ENOMEM.
+ * was never brought in and its pager is gone. -EINVAL (an address the guest cannot have), -ENOMEM, -ENOSPC.
  */
 int gmem_vcpu_load(struct gmem_vcpu *vcpu, uint64_t gpa, void *buf, size_t len);
 int gmem_vcpu_store(struct gmem_vcpu *vcpu, uint64_t gpa, const void *buf, size_t len);
 
 /*
  * Maps the pages of [gpa, gpa + len) as if the guest had touched them (KVM_PRE_FAULT_MEMORY). 0 if at least one is
- * mapped: `*ret_done`, if not NULL, says how many bytes. -ENOENT: no slot; -EINVAL (alignment, len 0, wrap); else as
+ * mapped: `*ret_done`, if not NULL, says how many bytes, 0 on failure. What stood in the way behind those is told by
+ * the call that begins there. -ENOENT: no slot; -EINVAL (alignment, len 0, wrap); else as
  * gmem_vcpu_load(), without an exit.
  */
 int gmem_vcpu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t len, uint64_t *ret_done);
@@ -553,7 +556,8 @@ int64_t gmem_launch_update(struct gmem_launch *launch, uint64_t gpa, const void 
  * of the TDVF metadata, each page added and then measured ("single pass"). The slots must be there, their pages
  * private.
  * -EBADMSG, -EPROTONOSUPPORT, -ENOENT (metadata that is malformed, of another version, or not there), -EOPNOTSUPP (a
- * section this version cannot fill: secrets and CPUID pages), what `progress` returned, and as gmem_launch_update().
+ * section this version cannot fill: secrets and CPUID pages), -ENOSPC (more than 64 sections), -EINVAL (`len`), what
+ * `progress` returned, and as gmem_launch_update(); gmem_vm_cancel() ends all of it.
  */
 int gmem_launch_firmware(struct gmem_launch *launch, const void *image, uint64_t len, gmem_progress_fn progress,
 			 void *opaque);
@@ -646,6 +650,7 @@ struct gmem_pager_opts {
  */
 #define GMEM_PAGER_REMOVE_DISCARDS (1u << 0)
 
+/* `opts` may be NULL. -EINVAL (size, flags, more than 64 resolvers), -ENOMEM, -EMFILE, -ENFILE, -EAGAIN (threads). */
 int gmem_pager_create(const struct gmem_pager_opts *opts, struct gmem_pager **ret);
 
 /*
@@ -660,7 +665,7 @@ void gmem_pager_free(struct gmem_pager *pager);
  */
 struct gmem_region {
 	size_t size; /* sizeof(struct gmem_region) */
-	struct gmem_file *file; /* borrowed until gmem_pager_free() */
+	struct gmem_file *file; /* referenced */
 	/*
 	 * UFFDIO_API done with MISSING_SHMEM and MINOR_SHMEM; read by nobody else from now on. Borrowed and
 	 * duplicated, made non-blocking. Regions of one descriptor are known by its number: keep it open while you
@@ -683,8 +688,9 @@ int gmem_pager_add_region(struct gmem_pager *pager, const struct gmem_region *re
 /*
  * Registers a view of this process and adds it. Faults of kernel code (read(2) into the view, KVM) are served only
  * where this process may open a full userfaultfd (gmem info); else such calls fail with -EFAULT and
- * gmem_pager_stats() says user_mode_only. The view and its file must live until gmem_pager_free(). -EPERM, -ENOSYS,
- * -EOPNOTSUPP (no userfaultfd that does this), -EBUSY (registered already).
+ * gmem_pager_stats() says user_mode_only. The view must live until gmem_pager_free(). -EPERM, -ENOSYS,
+ * -EOPNOTSUPP (no userfaultfd that does this, or a view that has had private pages, marked in a way that does not go
+ * with it), -EBUSY (registered already), -EINVAL (the file's pages began private), -EMFILE, -ENOMEM.
  */
 int gmem_pager_add_view(struct gmem_pager *pager, struct gmem_view *view, struct gmem_source *source,
 			uint64_t source_off);
@@ -834,8 +840,9 @@ int gmem_keeper_create(const char *path, struct gmem_keeper **ret);
 void gmem_keeper_free(struct gmem_keeper *keeper);
 
 /*
- * Before gmem_keeper_run(), files first: up to 32 of them, each with the image region it is filled from; then the
- * image, open for reading (gmem_image_fd(); duplicated) and by name.
+ * Before gmem_keeper_run(), files first: up to 32 of them, each with the image region it is filled from (-EBUSY: one
+ * that has private pages, or is some guest's); then the image, open for reading (gmem_image_fd(); duplicated) and by
+ * name.
  */
 int gmem_keeper_add_file(struct gmem_keeper *keeper, struct gmem_file *file, size_t image_region);
 int gmem_keeper_set_image(struct gmem_keeper *keeper, int image_fd, const char *path);

@@ -2,6 +2,7 @@
 /* A launch from firmware to digest, on an SNP and on a TDX VM, and what it refuses. */
 #include "tap.h"
 
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -287,6 +288,42 @@ TEST(firmware_errors)
 	tear_down(&s);
 }
 
+static int cancel_at_half(void *opaque, uint64_t done, uint64_t total)
+{
+	struct scene *s = opaque;
+
+	if (done >= total / 2)
+		gmem_vm_cancel(s->vm);
+	return 0;
+}
+
+static void *cancel_often(void *opaque)
+{
+	struct scene *s = opaque;
+
+	/* In the middle of a batch, sooner or later. */
+	while (stats_of(s).populated < 100)
+		;
+	gmem_vm_cancel(s->vm);
+	return NULL;
+}
+
+TEST(cancelled)
+{
+	struct scene s;
+	pthread_t t;
+
+	set_up(&s, GMEM_VM_SNP);
+	CHECK_ERR(gmem_launch_firmware(s.launch, s.image, LEN, cancel_at_half, &s), -EINTR);
+	CHECK(stats_of(&s).populated >= 512 && stats_of(&s).populated < 1024);
+	tear_down(&s);
+	set_up(&s, GMEM_VM_SNP);
+	CHECK_EQ(pthread_create(&t, NULL, cancel_often, &s), 0);
+	CHECK_ERR(gmem_launch_firmware(s.launch, s.image, LEN, NULL, NULL), -EINTR);
+	pthread_join(t, NULL);
+	tear_down(&s);
+}
+
 /* The launch keeps what it needs of a VM that was freed. */
 TEST(vm_freed_first)
 {
@@ -295,7 +332,7 @@ TEST(vm_freed_first)
 
 	set_up(&s, GMEM_VM_SNP);
 	gmem_vm_free(s.vm);
-	CHECK_ERR(gmem_launch_update(s.launch, LOW_GPA, s.page, 1, GMEM_LAUNCH_NORMAL), -EINVAL);
+	CHECK_ERR(gmem_launch_update(s.launch, LOW_GPA, s.page, 1, GMEM_LAUNCH_NORMAL), -EIO);
 	CHECK_OK(gmem_launch_digest(s.launch, digest));
 	s.vm = NULL;
 	tear_down(&s);

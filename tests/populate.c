@@ -19,6 +19,7 @@ TEST(errors_in_order)
 		uint32_t flags;
 		int err;
 		const char *says;
+		bool alive;
 	} t[] = {
 		{ 1, src + 1, 0, 2, -EINVAL, "0 pages" },
 		{ 1, src + 1, -1, 2, -EINVAL, "-1 pages" },
@@ -28,19 +29,19 @@ TEST(errors_in_order)
 		{ 1, src, 4, 2, -EINVAL, "unknown" },
 		{ 1, NULL, 4, 3, -EINVAL, "unknown" },
 		{ 1, NULL, 4, 1, -EINVAL, "without a source" },
-		{ 1, src, 4, 0, -EINVAL, "no slot" },
-		{ GFN - 1, src, 4, 0, -EINVAL, "no slot" },
-		{ GFN + NPAGES, src, 4, 0, -EINVAL, "no slot" },
-		{ UINT64_MAX, src, 4, 0, -EINVAL, "no slot" },
-		{ GFN, src, 4, 0, -EIO, "dead" },
+		{ 1, src, 4, 0, -EIO, "dead" },
+		{ 1, src, 4, 0, -EINVAL, "no slot", true },
+		{ GFN - 1, src, 4, 0, -EINVAL, "no slot", true },
+		{ GFN + NPAGES, src, 4, 0, -EINVAL, "no slot", true },
+		{ UINT64_MAX, src, 4, 0, -EINVAL, "no slot", true },
 	};
 
 	rig_up(&r, NPAGES, GMEM_FILE_INIT_PRIVATE);
 	convert(&r, 0, 1, false);
 	CHECK_ERR(run(&plan, 0, src, 4, 0), -EINVAL);
 	CHECK_HAS(gmem_last_error(), "not private");
-	atomic_store(&r.vm->mmu.dead, true);
 	for (size_t i = 0; i < sizeof(t) / sizeof(t[0]); i++) {
+		atomic_store(&r.vm->mmu.dead, !t[i].alive);
 		CHECK_ERR(gmem_populate(r.vm, t[i].gfn, t[i].src, t[i].npages, t[i].flags, planned, &plan), t[i].err);
 		CHECK_HAS(gmem_last_error(), t[i].says);
 	}

@@ -227,7 +227,7 @@ int gmem_file_set_attributes(struct gmem_file *file, uint64_t off, uint64_t len,
 		return err;
 	if (!gmem_file_ours(file))
 		return gmem_err(-EIO, "gmem_file_set_attributes: this object is a copy that came with fork(2)");
-	if (private && gmem_state_claim(&file->state, GMEM_STATE_PRIVATE))
+	if (private && gmem_state_claim(&file->state, GMEM_STATE_SOLE))
 		return gmem_err(-EBUSY,
 				"gmem_file_set_attributes: this memory is open in another object too, or behind a "
 				"keeper: the host could not be kept out");

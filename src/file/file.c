@@ -132,8 +132,8 @@ int gmem_file_open(int fd, int state_fd, struct gmem_file **ret)
 	err = gmem_state_claim(&file->state, GMEM_STATE_OPENED);
 	if (err) {
 		gmem_err(err,
-			 "gmem_file_open: this memory has, or had, private pages: only the object that made it knows "
-			 "who must not see them");
+			 "gmem_file_open: this memory has, or had, private pages or guests: only the object that made "
+			 "it knows all of them");
 		goto out_free;
 	}
 	file->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);

@@ -233,7 +233,7 @@ int gmem_view_mark_private(struct gmem_view *view)
 	uint64_t page = view->off >> GMEM_PAGE_SHIFT, end = (view->off + view->len) >> GMEM_PAGE_SHIFT;
 	int err = 0;
 
-	while (page < end && !err && gmem_state_has_private(state)) {
+	while (page < end && !err && gmem_state_sole(state)) {
 		uint64_t next = gmem_state_side_end(state, page, end);
 
 		if (gmem_state_private(state, page))

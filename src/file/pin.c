@@ -54,7 +54,7 @@ int gmem_file_pin(struct gmem_file *file, uint64_t off, uint64_t len)
 
 	if (err)
 		return err;
-	if (file->pid != getpid())
+	if (!gmem_file_ours(file))
 		return gmem_err(-EIO, "gmem_file_pin: this object is a copy that came with fork(2)");
 	gmem_rwlock_lock_shared(&file->invalidate_lock);
 	err = pin(file, off >> GMEM_PAGE_SHIFT, (off + len) >> GMEM_PAGE_SHIFT);

@@ -71,7 +71,7 @@ int gmem_state_create(struct gmem_state *s, uint64_t npages, bool init_private)
 	s->header->page_shift = GMEM_PAGE_SHIFT;
 	s->header->npages = npages;
 	s->header->cookie = cookie;
-	atomic_store(&s->header->uses, init_private ? GMEM_STATE_PRIVATE : 0);
+	atomic_store(&s->header->uses, init_private ? GMEM_STATE_SOLE : 0);
 	return 0;
 }
 

@@ -71,7 +71,7 @@ struct gmem_state_header {
 	_Atomic uint32_t nregions;
 	_Atomic uint32_t note; /* gmem_server_set_note() */
 	uint32_t init_private; /* pages begin private */
-	_Atomic uint32_t uses; /* GMEM_STATE_OPENED or GMEM_STATE_PRIVATE, see gmem_state_claim() */
+	_Atomic uint32_t uses; /* GMEM_STATE_OPENED or GMEM_STATE_SOLE, see gmem_state_claim() */
 	struct gmem_state_region regions[GMEM_STATE_MAX_REGIONS];
 	uint64_t image_dev, image_ino,
 		image_size; /* of the image, so that another file under its name is not taken for it */
@@ -149,17 +149,18 @@ uint64_t gmem_state_side_end(const struct gmem_state *s, uint64_t page, uint64_t
 void gmem_state_set_side(struct gmem_state *s, uint64_t first, uint64_t end, bool private);
 
 /*
- * A memory is either open in several objects or has private pages: whoever converts a page has to know every view, pin
- * and second stage. The first of the two uses stays for ever. -EBUSY: the other one came first.
+ * A memory is either open in several objects, or there is a sole one, with private pages or guests: whoever converts a
+ * page has to know every view, pin and second stage, and a guest that meets an absent page who is to bring it in. The
+ * first of the two uses stays for ever. -EBUSY: the other one came first.
  */
 #define GMEM_STATE_OPENED 1u
-#define GMEM_STATE_PRIVATE 2u
+#define GMEM_STATE_SOLE 2u
 int gmem_state_claim(struct gmem_state *s, uint32_t use);
 
-/* False: no page is, or was, private. Meaningful under the invalidate lock. */
-static inline bool gmem_state_has_private(const struct gmem_state *s)
+/* False: no page is, or was, private, and no guest's. Meaningful under the invalidate lock. */
+static inline bool gmem_state_sole(const struct gmem_state *s)
 {
-	return atomic_load(&s->header->uses) == GMEM_STATE_PRIVATE;
+	return atomic_load(&s->header->uses) == GMEM_STATE_SOLE;
 }
 
 /* ---- page locks */

@@ -42,7 +42,7 @@ int gmem_view_map(struct gmem_file *file, uint64_t off, uint64_t len, int prot, 
 	if (prot & ~(PROT_READ | PROT_WRITE))
 		return gmem_err(-EINVAL, "gmem_view_map: prot 0x%x: only PROT_READ and PROT_WRITE", (unsigned int)prot);
 	/* Who converts pages knows nothing of the views of a forked child. */
-	if (file->pid != getpid() && gmem_state_claim(&file->state, GMEM_STATE_OPENED))
+	if (!gmem_file_ours(file) && gmem_state_claim(&file->state, GMEM_STATE_OPENED))
 		return gmem_err(-EBUSY, "gmem_view_map: this memory has, or had, private pages: a forked child gets no "
 					"view of it");
 	view = calloc(1, sizeof(*view));

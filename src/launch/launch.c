@@ -62,13 +62,14 @@ static int check(const struct gmem_launch *launch, uint64_t gpa, const void *src
 	return gmem_err(-EINVAL, "gmem_launch_update: type %d: unknown", (int)type);
 }
 
-int64_t gmem_launch_update(struct gmem_launch *launch, uint64_t gpa, const void *src, int64_t npages,
-			   enum gmem_launch_page type)
+int64_t gmem_launch_update_why(struct gmem_launch *launch, uint64_t gpa, const void *src, int64_t npages,
+			       enum gmem_launch_page type, int *ret_why)
 {
 	struct gmem_vm *vm = launch->vm;
 	gmem_populate_fn fn = vm->type == GMEM_VM_SNP ? gmem_launch_snp_page : gmem_launch_tdx_page;
 	int64_t done = check(launch, gpa, src, type);
 
+	*ret_why = 0;
 	if (done)
 		return done;
 	gmem_vm_lock_slots(vm);
@@ -76,10 +77,18 @@ int64_t gmem_launch_update(struct gmem_launch *launch, uint64_t gpa, const void 
 		done = gmem_err(-EIO, "gmem_launch_update: an earlier page was measured in part");
 	} else {
 		launch->type = type;
-		done = gmem_populate_locked(vm, gpa >> GMEM_PAGE_SHIFT, src, npages, 0, fn, launch);
+		done = gmem_populate_locked(vm, gpa >> GMEM_PAGE_SHIFT, src, npages, 0, fn, launch, ret_why);
 	}
 	gmem_vm_unlock_slots(vm);
 	return done < 0 ? gmem_err_prefix((int)done, "gmem_launch_update: gpa 0x%llx", (unsigned long long)gpa) : done;
+}
+
+int64_t gmem_launch_update(struct gmem_launch *launch, uint64_t gpa, const void *src, int64_t npages,
+			   enum gmem_launch_page type)
+{
+	int why;
+
+	return gmem_launch_update_why(launch, gpa, src, npages, type, &why);
 }
 
 int gmem_launch_digest(struct gmem_launch *launch, uint8_t ret[GMEM_LAUNCH_DIGEST_LEN])

@@ -27,6 +27,10 @@ struct gmem_launch {
 	bool broken; /* a page was measured in part: the digest is of no use */
 };
 
+/* gmem_launch_update(); *ret_why is what ended it early, also after progress. */
+int64_t gmem_launch_update_why(struct gmem_launch *launch, uint64_t gpa, const void *src, int64_t npages,
+			       enum gmem_launch_page type, int *ret_why);
+
 /* Populate callbacks; opaque is the launch. */
 int gmem_launch_snp_page(struct gmem_vm *vm, uint64_t gfn, uint64_t pfn, void *src, void *opaque);
 int gmem_launch_tdx_page(struct gmem_vm *vm, uint64_t gfn, uint64_t pfn, void *src, void *opaque);

@@ -99,16 +99,20 @@ static int launch_part(struct load *l, const struct part *part)
 	while (at < part->len) {
 		uint64_t len = gmem_min_u64(part->len - at, GMEM_LAUNCH_BATCH * GMEM_PAGE_SIZE);
 		const char *src = NULL;
+		int err, why;
 		int64_t n;
-		int err;
 
 		if (part->type != GMEM_LAUNCH_ZERO) {
 			stage(l, part, at, len);
 			src = l->staging;
 		}
-		n = gmem_launch_update(l->launch, part->gpa + at, src, (int64_t)(len >> GMEM_PAGE_SHIFT), part->type);
+		n = gmem_launch_update_why(l->launch, part->gpa + at, src, (int64_t)(len >> GMEM_PAGE_SHIFT),
+					   part->type, &why);
 		if (n < 0)
 			return (int)n;
+		/* A cancellation is told of once. */
+		if (why)
+			return gmem_err_prefix(why, "gpa 0x%llx", (unsigned long long)(part->gpa + at));
 		at += (uint64_t)n << GMEM_PAGE_SHIFT;
 		l->done += (uint64_t)n << GMEM_PAGE_SHIFT;
 		err = l->progress ? l->progress(l->opaque, l->done, l->total) : 0;

@@ -244,7 +244,7 @@ static int wait_for(const struct populate *p, int err)
 	}
 }
 
-static int64_t populate(struct populate *p)
+static int64_t populate(struct populate *p, int *ret_why)
 {
 	int64_t done = 0;
 	int err = 0;
@@ -270,6 +270,7 @@ static int64_t populate(struct populate *p)
 		if (p->src)
 			p->src += GMEM_PAGE_SIZE;
 	}
+	*ret_why = err;
 	return done ? done : err;
 }
 
@@ -287,15 +288,18 @@ static int check(const void *src, int64_t npages, uint32_t flags)
 }
 
 int64_t gmem_populate_locked(struct gmem_vm *vm, uint64_t gfn, const void *src, int64_t npages, uint32_t flags,
-			     gmem_populate_fn fn, void *opaque)
+			     gmem_populate_fn fn, void *opaque, int *ret_why)
 {
 	struct populate p = { .vm = vm, .flags = flags, .fn = fn, .opaque = opaque, .gfn = gfn, .src = src };
 	int64_t done;
 	int err = check(src, npages, flags);
 
 	gmem_lockcheck_assert_held(GMEM_LOCK_SLOTS, &vm->slots_lock);
+	*ret_why = 0;
 	if (err)
 		return err;
+	if (atomic_load(&vm->mmu.dead))
+		return gmem_err(-EIO, "gmem_populate: this VM is dead");
 	p.slot = gmem_vm_slot(vm, gfn);
 	if (!p.slot)
 		return gmem_err(-EINVAL, "gmem_populate: gfn 0x%llx: no slot", (unsigned long long)gfn);
@@ -311,7 +315,7 @@ int64_t gmem_populate_locked(struct gmem_vm *vm, uint64_t gfn, const void *src, 
 		if (!p.bounce)
 			return gmem_err_sys(-ENOMEM, "gmem_populate");
 	}
-	done = populate(&p);
+	done = populate(&p, ret_why);
 	if (done > 0)
 		atomic_fetch_add_explicit(&vm->populated, (uint64_t)done, memory_order_relaxed);
 	free(p.bounce);
@@ -322,9 +326,10 @@ int64_t gmem_populate(struct gmem_vm *vm, uint64_t gfn, const void *src, int64_t
 		      gmem_populate_fn fn, void *opaque)
 {
 	int64_t done;
+	int why;
 
 	gmem_vm_lock_slots(vm);
-	done = gmem_populate_locked(vm, gfn, src, npages, flags, fn, opaque);
+	done = gmem_populate_locked(vm, gfn, src, npages, flags, fn, opaque, &why);
 	gmem_vm_unlock_slots(vm);
 	return done;
 }

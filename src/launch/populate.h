@@ -5,8 +5,8 @@
 
 #include "vm/vm.h"
 
-/* gmem_populate(), with slots_lock held. */
+/* gmem_populate(), with slots_lock held. *ret_why is what ended it early, also after progress; 0: nothing did. */
 int64_t gmem_populate_locked(struct gmem_vm *vm, uint64_t gfn, const void *src, int64_t npages, uint32_t flags,
-			     gmem_populate_fn fn, void *opaque);
+			     gmem_populate_fn fn, void *opaque, int *ret_why);
 
 #endif
