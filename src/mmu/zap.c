@@ -7,7 +7,7 @@
 
 #define BOTH (GMEM_SIDE_SHARED | GMEM_SIDE_PRIVATE)
 
-/* Enough for the edges of any range at two levels. */
+/* In one go; where a range has more, it is gone over again. */
 #define MAX_CUT 1024u
 
 struct zap {
@@ -15,6 +15,7 @@ struct zap {
 	uint32_t sides;
 	uint64_t cleared; /* entries */
 	uint32_t ncut;
+	bool full; /* a table is left that could have been cut off */
 	struct cut {
 		gmem_pte *table;
 		int level;
@@ -26,11 +27,39 @@ static uint32_t side_of(uint64_t e)
 	return e & GMEM_PTE_PRIVATE ? GMEM_SIDE_PRIVATE : GMEM_SIDE_SHARED;
 }
 
-/* `base` is the first frame of the table. */
-static void zap_table(struct zap *z, gmem_pte *table, int level, uint64_t base)
+/* Sequentially consistent: see base/epoch.h. */
+static void clear(struct zap *z, gmem_pte *pte)
+{
+	atomic_store(pte, 0);
+	z->cleared++;
+}
+
+/* False: there is no room to remember it. */
+static bool cut_off(struct zap *z, gmem_pte *pte, uint64_t e, int level)
+{
+	if (z->ncut == MAX_CUT) {
+		z->full = true;
+		return false;
+	}
+	z->cut[z->ncut++] = (struct cut){ gmem_pte_table(e), level };
+	clear(z, pte);
+	return true;
+}
+
+static bool is_empty(const gmem_pte *table)
+{
+	for (unsigned int i = 0; i < GMEM_PT_ENTRIES; i++)
+		if (atomic_load_explicit(&table[i], memory_order_relaxed))
+			return false;
+	return true;
+}
+
+/* `base` is the first frame of the table. True if nothing that it looked at is left. */
+static bool zap_table(struct zap *z, gmem_pte *table, int level, uint64_t base)
 {
 	uint64_t span = gmem_level_pages(level);
 	uint64_t first = z->from > base ? (z->from - base) / span : 0;
+	bool empty = true;
 
 	for (uint64_t i = first; i < GMEM_PT_ENTRIES && base + i * span < z->to; i++) {
 		uint64_t e = atomic_load(&table[i]), at = base + i * span;
@@ -39,52 +68,55 @@ static void zap_table(struct zap *z, gmem_pte *table, int level, uint64_t base)
 		if (!(e & GMEM_PTE_PRESENT))
 			continue;
 		if (e & GMEM_PTE_LEAF) {
-			if (!(z->sides & side_of(e)))
-				continue;
-		} else if (!whole || z->sides != BOTH || z->ncut == MAX_CUT) {
-			/* Not all of it goes, or there is no room to remember it: entry by entry. */
-			zap_table(z, gmem_pte_table(e), level - 1, at);
+			/* A large leaf goes whole, and comes back in small ones. */
+			if (z->sides & side_of(e))
+				clear(z, &table[i]);
+			else
+				empty = false;
 			continue;
-		} else {
-			z->cut[z->ncut++] = (struct cut){ gmem_pte_table(e), level - 1 };
 		}
-		/* Sequentially consistent: see base/epoch.h. A large leaf goes whole, and comes back in small ones. */
-		atomic_store(&table[i], 0);
-		z->cleared++;
+		/* All of it goes; or what is to go does so entry by entry, and the table too if that was all. */
+		if (whole && z->sides == BOTH && cut_off(z, &table[i], e, level - 1))
+			continue;
+		if (!zap_table(z, gmem_pte_table(e), level - 1, at) || !(whole || is_empty(gmem_pte_table(e))) ||
+		    !cut_off(z, &table[i], e, level - 1))
+			empty = false;
 	}
+	return empty;
 }
 
-static void finish(struct gmem_mmu *mmu, struct zap *z)
+static void free_cut(struct gmem_mmu *mmu, const struct zap *z)
 {
-	if (!z->cleared)
-		return;
-	gmem_epoch_wait(&mmu->epoch);
 	for (uint32_t i = 0; i < z->ncut; i++)
 		gmem_table_free_tree(&mmu->pool, z->cut[i].table, z->cut[i].level);
 }
 
-static void zap_begin(struct gmem_mmu *mmu, struct zap *z, uint64_t gfn, uint64_t npages, uint32_t sides)
-{
-	gmem_pte *root = atomic_load(&mmu->root);
-
-	z->from = gfn;
-	z->to = gfn + npages;
-	z->sides = sides;
-	z->cleared = 0;
-	z->ncut = 0;
-	if (root)
-		zap_table(z, root, GMEM_PT_LEVELS, 0);
-}
-
 void gmem_mmu_invalidate_begin(struct gmem_mmu *mmu, uint64_t gfn, uint64_t npages, uint32_t sides)
 {
-	struct zap z;
+	bool begun = false, others = false;
+	struct zap z; /* too large to be zeroed for nothing */
 
-	gmem_rwlock_lock(&mmu->lock);
-	atomic_fetch_add(&mmu->invalidating, 1);
-	zap_begin(mmu, &z, gfn, npages, sides);
-	gmem_rwlock_unlock(&mmu->lock);
-	finish(mmu, &z);
+	z.from = gfn;
+	z.to = gfn + npages;
+	z.sides = sides;
+	do {
+		gmem_pte *root;
+
+		z.cleared = z.ncut = 0;
+		z.full = false;
+		gmem_rwlock_lock(&mmu->lock);
+		if (!begun)
+			others = atomic_fetch_add(&mmu->invalidating, 1);
+		begun = true;
+		root = atomic_load(&mmu->root);
+		if (root)
+			(void)zap_table(&z, root, GMEM_PT_LEVELS, 0);
+		gmem_rwlock_unlock(&mmu->lock);
+		/* What another one has cleared, and is waiting for, may be ours too. */
+		if (z.cleared || others)
+			gmem_epoch_wait(&mmu->epoch);
+		free_cut(mmu, &z);
+	} while (z.full);
 }
 
 void gmem_mmu_invalidate_end(struct gmem_mmu *mmu)
