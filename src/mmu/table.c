@@ -115,22 +115,33 @@ void gmem_table_flush(struct gmem_table_pool *pool, struct gmem_table_cache *cac
 	pthread_mutex_unlock(&pool->m);
 }
 
-/* Caller holds pool->m. */
-static void free_tree(struct gmem_table_pool *pool, gmem_pte *table, int level)
+/* Zeroes the pages of a tree and puts them before `list`, without the lock: there may be many. */
+static struct gmem_table_page *zero_tree(gmem_pte *table, int level, struct gmem_table_page *list, uint64_t *n)
 {
+	struct gmem_table_page *page = (void *)table;
+
 	for (unsigned int i = 0; level > 1 && i < GMEM_PT_ENTRIES; i++) {
 		uint64_t e = atomic_load_explicit(&table[i], memory_order_relaxed);
 
 		if ((e & GMEM_PTE_PRESENT) && !(e & GMEM_PTE_LEAF))
-			free_tree(pool, gmem_pte_table(e), level - 1);
+			list = zero_tree(gmem_pte_table(e), level - 1, list, n);
 	}
 	memset((void *)table, 0, PAGE);
-	put(pool, table);
+	page->next = list;
+	++*n;
+	return page;
 }
 
 void gmem_table_free_tree(struct gmem_table_pool *pool, gmem_pte *table, int level)
 {
+	uint64_t n = 0;
+	struct gmem_table_page *list = zero_tree(table, level, NULL, &n), *last = list;
+
+	while (last->next)
+		last = last->next;
 	pthread_mutex_lock(&pool->m);
-	free_tree(pool, table, level);
+	last->next = pool->unused;
+	pool->unused = list;
+	pool->used -= n;
 	pthread_mutex_unlock(&pool->m);
 }
