@@ -2,11 +2,6 @@
 /* The mapping core: from the root down to the leaf, by compare-and-swap under the lock, shared. */
 #include "mmu/mmu.h"
 
-bool gmem_pte_cas(gmem_pte *pte, uint64_t *old, uint64_t new)
-{
-	return atomic_compare_exchange_strong(pte, old, new);
-}
-
 static uint64_t leaf_of(const struct gmem_mapping *m, int level)
 {
 	uint64_t pfn = m->pfn - (m->gfn & (gmem_level_pages(level) - 1));
