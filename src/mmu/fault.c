@@ -36,6 +36,8 @@ static int find(struct gmem_vcpu *vcpu, uint64_t gfn, struct found *f)
 	struct gmem_slot *slot;
 	int err = 0;
 
+	/* Nothing that an earlier attempt found out holds any more. */
+	*f = (struct found){ .file = NULL };
 	gmem_epoch_enter(&mmu->epoch, &vcpu->reader);
 	slot = gmem_slots_find(atomic_load(&mmu->slots), gfn);
 	f->file = slot ? atomic_load(&slot->file) : NULL;
@@ -129,6 +131,12 @@ static int get_page(struct gmem_vcpu *vcpu, struct found *f, enum gmem_want want
 		gmem_rwlock_unlock_shared(&f->file->invalidate_lock);
 		if (err == -ENODATA) {
 			err = gmem_file_bring_in(f->file, f->off, &vcpu->cancel);
+			/* It has only looked at the flag. */
+			if (err == -EINTR)
+				(void)gmem_vcpu_cancelled(vcpu);
+			/* Brought in after all, by one who is gone since. */
+			if (err == -EIO && f->file->ops->present(f->file, f->off))
+				continue;
 			if (err && err != -ENOENT)
 				return err;
 		} else if (err == -EBUSY) {
