@@ -281,6 +281,8 @@ int gmem_vm_set_slot(struct gmem_vm *vm, const struct gmem_memslot *memslot)
 		return invalid(memslot, "no such slot number");
 	if (memslot->flags)
 		return invalid(memslot, "flags: none is defined");
+	if (vm->pid != getpid())
+		return gmem_err(-EIO, "gmem_vm_set_slot: this VM is a copy that came with fork(2)");
 	if (memslot->len) {
 		err = check(vm, memslot);
 		if (err)

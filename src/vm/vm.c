@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "base/err.h"
 #include "base/opts.h"
@@ -48,6 +49,7 @@ int gmem_vm_create(const struct gmem_vm_opts *opts, struct gmem_vm **ret)
 		free(vm);
 		return err;
 	}
+	vm->pid = getpid();
 	gmem_mmu_init(&vm->mmu);
 	pthread_mutex_init(&vm->slots_lock, NULL);
 	atomic_store(&vm->refs, 1);

@@ -13,6 +13,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "gmem.h"
 #include "mmu/mmu.h"
@@ -22,6 +23,7 @@ struct gmem_vm {
 	uint64_t alias_bit; /* of a guest-physical address: says which side is meant; 0: none */
 	bool alias_private; /* set, it means the private one; else the shared one */
 	uint64_t gfn_end; /* guest frames below it may be used */
+	pid_t pid; /* of the process that made it: a forked copy has neither the windows nor the other threads */
 	pthread_mutex_t slots_lock;
 	struct gmem_mmu mmu;
 	_Atomic uint32_t refs;
