@@ -192,24 +192,51 @@ void bench_add(struct bench_row *row, double v)
 	row->v[row->n++] = v;
 }
 
-void bench_target(struct bench *b, const struct bench_row *row, bool at_least, double limit, const char *fmt, ...)
+static void add_target(struct bench *b, struct bench_target target, const char *fmt, va_list ap)
 {
 	struct bench_target *t = &b->targets[b->ntargets++];
-	va_list ap;
 
 	if (b->ntargets > BENCH_MAX_TARGETS)
 		bench_die("too many targets");
-	*t = (struct bench_target){ .row = row, .limit = limit, .at_least = at_least };
-	va_start(ap, fmt);
+	*t = target;
 	vsnprintf(t->what, sizeof(t->what), fmt, ap);
+}
+
+void bench_target(struct bench *b, const struct bench_row *row, bool at_least, double limit, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	add_target(b, (struct bench_target){ .row = row, .limit = limit, .at_least = at_least }, fmt, ap);
 	va_end(ap);
+}
+
+void bench_target_absolute(struct bench *b, const struct bench_row *row, bool at_least, double limit, const char *fmt,
+			   ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	add_target(b, (struct bench_target){ .row = row, .limit = limit, .at_least = at_least, .absolute = true }, fmt,
+		   ap);
+	va_end(ap);
+}
+
+static double measured(const struct bench_target *t)
+{
+	return (t->absolute ? stats_of(t->row->v, t->row->n) : ratio_of(t->row)).median;
 }
 
 static bool met(const struct bench_target *t)
 {
-	double r = ratio_of(t->row).median;
+	return t->at_least ? measured(t) >= t->limit : measured(t) <= t->limit;
+}
 
-	return t->at_least ? r >= t->limit : r <= t->limit;
+/* What stands behind its numbers. */
+static const char *target_unit(const struct bench_target *t, char *buf, size_t len)
+{
+	snprintf(buf, len, "%s%s", t->absolute ? " " : "x", t->absolute ? t->row->unit : "");
+	return buf;
 }
 
 static json_t *stats_json(struct stats s)
@@ -266,13 +293,14 @@ int bench_end(struct bench *b)
 	}
 	for (unsigned int i = 0; i < b->ntargets; i++) {
 		const struct bench_target *t = &b->targets[i];
-		double r = ratio_of(t->row).median;
+		char unit[32];
 
-		printf("  %s: %s %.2fx: %.3fx: %s\n", t->what, t->at_least ? "at least" : "at most", t->limit, r,
-		       met(t) ? "met" : "missed");
-		json_array_append_new(targets, json_pack("{s:s s:s s:f s:f s:b}", "what", t->what, "sense",
+		target_unit(t, unit, sizeof(unit));
+		printf("  %s: %s %.2f%s: %.3f%s: %s\n", t->what, t->at_least ? "at least" : "at most", t->limit, unit,
+		       measured(t), unit, met(t) ? "met" : "missed");
+		json_array_append_new(targets, json_pack("{s:s s:s s:f s:f s:s s:b}", "what", t->what, "sense",
 							 t->at_least ? "at least" : "at most", "limit", t->limit,
-							 "measured", r, "met", met(t)));
+							 "measured", measured(t), "unit", unit, "met", met(t)));
 	}
 	all = json_pack("{s:s s:i s:i s:o s:o s:o}", "bench", b->name, "rounds", b->rounds, "mib", b->mib,
 			"environment", environment(), "rows", rows, "targets", targets);

@@ -33,6 +33,7 @@ struct bench_target {
 	const struct bench_row *row;
 	double limit; /* of the ratio to the row's baseline */
 	bool at_least; /* else at most */
+	bool absolute; /* `limit` is of the row itself, in its unit */
 };
 
 struct bench {
@@ -52,6 +53,9 @@ struct bench_row *bench_row(struct bench *b, const char *unit, const struct benc
 void bench_add(struct bench_row *row, double v);
 void bench_target(struct bench *b, const struct bench_row *row, bool at_least, double limit, const char *fmt, ...)
 	__attribute__((format(printf, 5, 6)));
+/* A limit of the row's median itself, for what has no baseline that says how good it could be. */
+void bench_target_absolute(struct bench *b, const struct bench_row *row, bool at_least, double limit, const char *fmt,
+			   ...) __attribute__((format(printf, 5, 6)));
 /* Prints the table and the targets and writes FOLDER/NAME.json. Returns the exit status. */
 int bench_end(struct bench *b);
 
