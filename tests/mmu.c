@@ -13,14 +13,12 @@ struct scene {
 /* What comes in between. */
 static void (*before_cas)(gmem_pte *pte, uint64_t *old);
 static int lose_cas; /* so many calls fail though the entry is empty again */
-static unsigned int cas_calls;
 
 bool __real_gmem_pte_cas(gmem_pte *pte, uint64_t *old, uint64_t new);
 bool __wrap_gmem_pte_cas(gmem_pte *pte, uint64_t *old, uint64_t new);
 
 bool __wrap_gmem_pte_cas(gmem_pte *pte, uint64_t *old, uint64_t new)
 {
-	cas_calls++;
 	if (before_cas)
 		before_cas(pte, old);
 	if (lose_cas > 0) {

@@ -3,6 +3,9 @@
  * Accessors load and store while another thread converts, punches and deletes. What none may do: use a translation
  * after the call that took it away has returned. Yields are put where the windows are.
  */
+#include <signal.h>
+#include <sys/mman.h>
+
 #include "mmu_util.h"
 
 #define PAGES 16ull
@@ -292,4 +295,85 @@ TEST_TIMEOUT(stores_are_kept, 60)
 						  tap_rand(&r.seed) & 1 ? GMEM_ATTRIBUTE_PRIVATE : 0, NULL));
 	}
 	finish(&r, a);
+}
+
+/* ---- an access that is in the middle of its copy */
+
+static struct copying {
+	struct gmem_vm *vm;
+	struct gmem_vcpu *vcpu;
+	struct gmem_file *file;
+	struct gmem_slots *slots;
+	bool store;
+	_Atomic bool inside, zapped;
+} copying;
+
+static char *page_in_window(void)
+{
+	return gmem_file_window(copying.file) + 3 * PG;
+}
+
+/* The copy has met the page it may not touch yet: the translation is taken away under its eyes. */
+static void in_the_copy(int sig)
+{
+	int level;
+
+	(void)sig;
+	atomic_store(&copying.inside, true);
+	/* A deletion waits twice, the first time when nobody can find the slot any more. */
+	while (leaf_at(&copying.vm->mmu, 3, &level) && atomic_load(&copying.vm->mmu.slots) == copying.slots)
+		usleep(100);
+	usleep(20000);
+	CHECK(!atomic_load(&copying.zapped));
+	CHECK_EQ(mprotect(page_in_window(), PG, PROT_READ | PROT_WRITE), 0);
+}
+
+static void *copy_and_meet(void *arg)
+{
+	char buf[100] = { 0 };
+
+	(void)arg;
+	CHECK_OK(gmem_vcpu_load(copying.vcpu, 3 * PG, buf, sizeof(buf)));
+	CHECK_EQ(mprotect(page_in_window(), PG, PROT_NONE), 0);
+	if (copying.store)
+		CHECK_OK(gmem_vcpu_store(copying.vcpu, 3 * PG + 1, buf, sizeof(buf)));
+	else
+		CHECK_OK(gmem_vcpu_load(copying.vcpu, 3 * PG + 1, buf, sizeof(buf)));
+	return NULL;
+}
+
+/* A conversion, a punch and a deletion return when nobody is in the page any more. */
+TEST(zaps_wait_for_the_copy)
+{
+	const struct sigaction sa = { .sa_handler = in_the_copy };
+
+	CHECK_EQ(sigaction(SIGSEGV, &sa, NULL), 0);
+	for (unsigned int i = 0; i < 6; i++) {
+		pthread_t t;
+
+		copying = (struct copying){ .vm = new_vm(GMEM_VM_SW_PROTECTED), .file = make_file(LEN, 0) };
+		copying.store = i % 2;
+		CHECK_OK(set_slot(copying.vm, 0, 0, LEN, copying.file, 0));
+		copying.slots = atomic_load(&copying.vm->mmu.slots);
+		copying.vcpu = new_vcpu(copying.vm);
+		t = start(copy_and_meet, NULL);
+		while (!atomic_load(&copying.inside))
+			usleep(100);
+		switch (i / 2) {
+		case 0:
+			to_private(copying.file, 2 * PG, 2 * PG);
+			break;
+		case 1:
+			CHECK_OK(gmem_file_punch(copying.file, 0, LEN));
+			break;
+		default:
+			CHECK_OK(del_slot(copying.vm, 0));
+			break;
+		}
+		atomic_store(&copying.zapped, true);
+		join(t);
+		gmem_vcpu_free(copying.vcpu);
+		gmem_vm_free(copying.vm);
+		gmem_file_free(copying.file);
+	}
 }

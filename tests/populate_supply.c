@@ -3,6 +3,7 @@
 #include "tap.h"
 
 #include "populate_util.h"
+#include "supply_util.h"
 
 #define NPAGES 16
 
@@ -39,16 +40,6 @@ static int supply(void *opaque, struct gmem_file *file, uint64_t off, const _Ato
 	return 0;
 }
 
-static struct gmem_supply *supplied_by(struct supplier *s, uint64_t off, uint64_t len)
-{
-	struct gmem_supply *new = malloc(sizeof(*new));
-
-	CHECK(new);
-	*new = (struct gmem_supply){ .off = off, .len = len, .bring_in = supply, .opaque = s };
-	gmem_file_supply(s->r->file, new);
-	return new;
-}
-
 TEST(in_place_asks_the_supplier)
 {
 	struct rig r;
@@ -57,7 +48,7 @@ TEST(in_place_asks_the_supplier)
 	struct gmem_supply *supplied;
 
 	rig_up(&r, NPAGES, GMEM_FILE_INIT_PRIVATE);
-	supplied = supplied_by(&s, FIRST * P, 8 * P);
+	supplied = new_supply(r.file, FIRST * P, 8 * P, supply, &s);
 	/* Not for a page that is not private, and not with a source. */
 	convert(&r, 3, 1, false);
 	CHECK_EQ(gmem_populate(r.vm, GFN, source_pages(0, 1), 1, 0, NULL, NULL), 1);
@@ -90,7 +81,7 @@ TEST(in_place_asks_the_supplier)
 		if (i != 4)
 			check_guest(&r, i, i ? 3 : 0, i);
 	check_guest(&r, 8, -1, 0);
-	gmem_file_end_supply(r.file, supplied_by(&s, (FIRST + 12) * P, P));
+	gmem_file_end_supply(r.file, new_supply(r.file, (FIRST + 12) * P, P, supply, &s));
 	CHECK_ERR(run(&plan, 12, NULL, 1, 0), -EIO);
 	check_no_lock(&r);
 	rig_down(&r);

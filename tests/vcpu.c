@@ -4,6 +4,7 @@
 
 #include "mmu_util.h"
 #include "pager_util.h"
+#include "supply_util.h"
 
 #define LEN (64 * PG)
 
@@ -160,13 +161,13 @@ TEST(sides)
 		for (unsigned int round = 0; round < 3; round++) {
 			for (unsigned int bit = 0; bit < 2; bit++) {
 				for (unsigned int private = 0; private < 2; private ++) {
-					uint64_t gpa = (private * 4 + bit) * PG + 8, v = round;
+					uint64_t page = private * 4 * PG, gpa = page + 8 + bit * 8, v = round;
 					int want = private ? types[i].private[bit] : types[i].shared[bit];
 
 					gmem_err(0, "%s", "");
 					CHECK_EQ(gmem_vcpu_store(s.vcpu, gpa | (bit ? s.bit : 0), &v, 8), want);
 					if (want)
-						check_exit(s.vcpu, gpa - 8, types[i].flags[bit]);
+						check_exit(s.vcpu, page, types[i].flags[bit]);
 					else
 						no_exit(s.vcpu);
 					v = 99;
@@ -336,18 +337,16 @@ TEST(cancel)
 	CHECK_ERR(gmem_vcpu_pre_fault(s.vcpu, 2 * PG, PG, &done), -EINTR);
 	CHECK_EQ(load64(s.vcpu, 2 * PG), 0);
 	/* A call that waits for its page, and that one only. */
-	CHECK_OK(gmem_file_supply(s.file, 8 * PG, PG, wait_for_cancel, &c.waiting, &supply));
+	supply = new_supply(s.file, 8 * PG, PG, wait_for_cancel, &c.waiting);
 	c.vcpu = s.vcpu;
 	t = start(cancel_when_it_waits, &c);
 	CHECK_ERR(gmem_vcpu_load(s.vcpu, 8 * PG, &v, 8), -EINTR);
 	join(t);
 	CHECK_EQ(load64(s.vcpu, 9 * PG), 0);
-	gmem_file_withdraw_supply(s.file, supply);
-	CHECK_EQ(load64(s.vcpu, 8 * PG), 0);
+	gmem_file_end_supply(s.file, supply);
+	CHECK_ERR(gmem_vcpu_load(s.vcpu, 8 * PG, &v, 8), -EIO);
 	tear_down(&s);
 }
-
-static struct gmem_supply *ending;
 
 static int bring_in_and_go(void *opaque, struct gmem_file *file, uint64_t off, const _Atomic bool *cancel)
 {
@@ -359,11 +358,12 @@ static int bring_in_and_go(void *opaque, struct gmem_file *file, uint64_t off, c
 /* Who was to bring a page in goes, and has done so before. */
 TEST(brought_in_by_one_who_went)
 {
+	struct gmem_supply *ending;
 	uint64_t v = 1234;
 	struct scene s;
 
 	set_up(&s, GMEM_VM_SW_PROTECTED);
-	CHECK_OK(gmem_file_supply(s.file, 0, LEN, bring_in_and_go, &v, &ending));
+	ending = new_supply(s.file, 0, LEN, bring_in_and_go, &v);
 	CHECK_EQ(load64(s.vcpu, PG), 1234);
 	gmem_file_end_supply(s.file, ending);
 	CHECK_EQ(load64(s.vcpu, PG), 1234);

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: MIT */
+/* A function of the test's that brings in what is absent of a file. Included after tap.h. */
+#ifndef GMEM_TESTS_SUPPLY_UTIL_H
+#define GMEM_TESTS_SUPPLY_UTIL_H
+
+#include "file/file.h"
+
+static inline struct gmem_supply *new_supply(struct gmem_file *file, uint64_t off, uint64_t len, gmem_bring_in_fn fn,
+					     void *opaque)
+{
+	struct gmem_supply *new = malloc(sizeof(*new));
+
+	CHECK(new);
+	*new = (struct gmem_supply){ .off = off, .len = len, .bring_in = fn, .opaque = opaque };
+	gmem_file_supply(file, new);
+	return new;
+}
+
+#endif
