@@ -278,6 +278,34 @@ TEST(file_is_kept_by_a_view)
 	tear_down(&s);
 }
 
+/* Whoever else has it open may be who brings its pages in: they could not be told from zero. */
+TEST(one_object_has_a_guests_memory)
+{
+	struct gmem_file *other = (void *)1;
+	struct gmem_keeper *keeper;
+	char path[64];
+	struct scene s;
+
+	set_up(&s);
+	CHECK_OK(gmem_file_open(gmem_file_fd(s.file), gmem_file_state_fd(s.file), &other));
+	CHECK_ERR(set_slot(s.vm, 0, 0, LEN, s.file, 0), -EBUSY);
+	gmem_file_free(other);
+	CHECK_ERR(set_slot(s.vm, 0, 0, LEN, s.file, 0), -EBUSY);
+	check_fault(s.vcpu, 0, 0);
+	tear_down(&s);
+	set_up(&s);
+	CHECK_OK(set_slot(s.vm, 0, 0, LEN, s.file, 0));
+	other = (void *)1;
+	CHECK_ERR(gmem_file_open(gmem_file_fd(s.file), gmem_file_state_fd(s.file), &other), -EBUSY);
+	CHECK(other == (void *)1);
+	snprintf(path, sizeof(path), "/tmp/gmem-memslot-%d", (int)getpid());
+	CHECK_OK(gmem_keeper_create(path, &keeper));
+	CHECK_ERR(gmem_keeper_add_file(keeper, s.file, 0), -EBUSY);
+	gmem_keeper_free(keeper);
+	unlink(path);
+	tear_down(&s);
+}
+
 TEST(not_in_a_forked_copy)
 {
 	struct scene s;

@@ -198,6 +198,21 @@ def every_source_file_is_built():
     return bad
 
 
+def the_table_of_ideas_is_true():
+    """docs/upstream.md names functions and tests: each is where it says."""
+    bad, text = [], read('docs/upstream.md')
+    for path, case in re.findall(r'`(tests/[\w.]+): (\w+)`', text):
+        if not os.path.exists(os.path.join(SOURCE, path)):
+            bad.append(f'docs/upstream.md: there is no {path}')
+        elif not re.search(r'^TEST(?:_TIMEOUT)?\(%s\b' % case, read(path), re.M):
+            bad.append(f'docs/upstream.md: {path} has no case {case}')
+    for names, path in re.findall(r'((?:`\w+\(\)`(?:, )?)+) in (src/[\w/]+\.[ch])', text):
+        for name in re.findall(r'\w+', names):
+            if not os.path.exists(os.path.join(SOURCE, path)) or not re.search(r'\b%s\(' % name, code(read(path))):
+                bad.append(f'docs/upstream.md: {path} has no {name}()')
+    return bad if re.search(r'`tests/', text) else ['docs/upstream.md names no test']
+
+
 main([
     include_arrows_between_rooms_go_only_down,
     only_sys_calls_the_kernel_directly,
@@ -211,4 +226,5 @@ main([
     the_public_header_compiles_alone,
     every_manual_page_is_built,
     every_source_file_is_built,
+    the_table_of_ideas_is_true,
 ])
