@@ -4,6 +4,7 @@
 
 #include "mmu_util.h"
 #include "pager_util.h"
+#include "dies_util.h"
 
 #define LEN (64 * PG)
 
@@ -431,32 +432,11 @@ static void without_slots_lock(void)
 	gmem_mmu_map_private_pfn(vcpu, 5, pfn);
 }
 
-static void dies(void (*fn)(void))
+static void violates(void (*fn)(void))
 {
 	static char text[32768];
-	int p[2], status;
-	size_t n = 0;
-	ssize_t got;
-	pid_t pid;
 
-	CHECK_EQ(pipe(p), 0);
-	fflush(NULL);
-	pid = fork();
-	CHECK(pid >= 0);
-	if (!pid) {
-		dup2(p[1], STDERR_FILENO);
-		close(p[0]);
-		close(p[1]);
-		fn();
-		_exit(0);
-	}
-	close(p[1]);
-	while (n < sizeof(text) - 1 && (got = read(p[0], text + n, sizeof(text) - 1 - n)) > 0)
-		n += (size_t)got;
-	text[n] = '\0';
-	close(p[0]);
-	CHECK_EQ(waitpid(pid, &status, 0), pid);
-	CHECK(status);
+	dies(fn, text, sizeof(text));
 	CHECK_HAS(text, "lock order violation");
 	CHECK_HAS(text, "none is held");
 }
@@ -467,7 +447,7 @@ TEST(asserts_its_locks)
 	SKIP("lockcheck", "this build has no lock checker");
 #endif
 	set_up(GMEM_FILE_INIT_PRIVATE);
-	dies(without_the_invalidate_lock);
-	dies(without_slots_lock);
+	violates(without_the_invalidate_lock);
+	violates(without_slots_lock);
 	tear_down();
 }

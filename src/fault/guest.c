@@ -2,8 +2,8 @@
 /* Faults of guests: their threads touch a page through a second stage, and wait here until it has been brought in. */
 #include <errno.h>
 #include <stdlib.h>
-#include <time.h>
 
+#include "base/cond.h"
 #include "base/err.h"
 #include "fault/pager.h"
 
@@ -35,15 +35,11 @@ void gmem_guest_done(struct gmem_pager *pager, struct gmem_guest_wait *guest, in
 static int wait_for(struct gmem_pager *pager, const struct gmem_guest_wait *guest, const _Atomic bool *cancel)
 {
 	while (!guest->done) {
-		uint64_t at = gmem_now_ns() + LOOK_NS;
-		const struct timespec until = { .tv_sec = (time_t)(at / 1000000000),
-						.tv_nsec = (long)(at % 1000000000) };
-
 		if (atomic_load(&pager->stopping))
 			return -ESHUTDOWN;
 		if (cancel && atomic_load(cancel))
 			return -EINTR;
-		pthread_cond_timedwait(&pager->served, &pager->m, &until);
+		gmem_cond_wait_for(&pager->served, &pager->m, LOOK_NS);
 	}
 	return guest->err;
 }

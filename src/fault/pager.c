@@ -11,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/cond.h"
 #include "base/err.h"
 #include "base/opts.h"
 #include "base/range.h"
@@ -96,7 +97,6 @@ int gmem_pager_create(const struct gmem_pager_opts *opts, struct gmem_pager **re
 {
 	struct epoll_event ev = { .events = EPOLLIN };
 	struct gmem_pager *pager;
-	pthread_condattr_t attr;
 	int err = check_opts(opts);
 
 	if (err)
@@ -108,11 +108,8 @@ int gmem_pager_create(const struct gmem_pager_opts *opts, struct gmem_pager **re
 		pager->opts = *opts;
 	pthread_mutex_init(&pager->m, NULL);
 	pthread_mutex_init(&pager->event_m, NULL);
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&pager->queued, &attr);
-	pthread_cond_init(&pager->served, &attr);
-	pthread_condattr_destroy(&attr);
+	gmem_cond_init(&pager->queued);
+	gmem_cond_init(&pager->served);
 	pager->view_uffd = -1;
 	pager->epoll = epoll_create1(EPOLL_CLOEXEC);
 	pager->stop_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

@@ -5,9 +5,9 @@
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/cond.h"
 #include "base/err.h"
 #include "base/opts.h"
 #include "fault/serve_view.h"
@@ -46,7 +46,6 @@ int gmem_uffd_create(const struct gmem_uffd_opts *opts, struct gmem_uffd **ret)
 {
 	struct epoll_event ev = { .events = EPOLLIN, .data.ptr = NULL };
 	struct gmem_uffd *uffd;
-	pthread_condattr_t attr;
 	int err = check_opts(opts);
 
 	if (err)
@@ -57,10 +56,7 @@ int gmem_uffd_create(const struct gmem_uffd_opts *opts, struct gmem_uffd **ret)
 	uffd->flags = opts ? opts->flags : 0;
 	uffd->pid = getpid();
 	pthread_mutex_init(&uffd->m, NULL);
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&uffd->resolved, &attr);
-	pthread_condattr_destroy(&attr);
+	gmem_cond_init(&uffd->resolved);
 	uffd->epoll = epoll_create1(EPOLL_CLOEXEC);
 	uffd->guest_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (uffd->epoll < 0 || uffd->guest_event < 0 || epoll_ctl(uffd->epoll, EPOLL_CTL_ADD, uffd->guest_event, &ev)) {

@@ -6,9 +6,9 @@
  */
 #include <errno.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/cond.h"
 #include "base/err.h"
 #include "base/range.h"
 #include "fault/uffd.h"
@@ -63,17 +63,8 @@ int gmem_uffd_bring_in(void *opaque, struct gmem_file *file, uint64_t off, const
 	uffd->guests = &guest;
 	if (state_of(&guest, cancel) == -EAGAIN)
 		ring(uffd);
-	while ((err = state_of(&guest, cancel)) == -EAGAIN) {
-		struct timespec until;
-
-		clock_gettime(CLOCK_MONOTONIC, &until);
-		until.tv_nsec += LOOK_NS;
-		if (until.tv_nsec >= 1000000000) {
-			until.tv_sec++;
-			until.tv_nsec -= 1000000000;
-		}
-		pthread_cond_timedwait(&uffd->resolved, &uffd->m, &until);
-	}
+	while ((err = state_of(&guest, cancel)) == -EAGAIN)
+		gmem_cond_wait_for(&uffd->resolved, &uffd->m, LOOK_NS);
 	delist(uffd, &guest);
 	gmem_uffd_unlock(uffd);
 	return err;
