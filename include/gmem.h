@@ -114,7 +114,8 @@ enum gmem_engine {
 #define GMEM_FILE_INIT_PRIVATE (1u << 0)
 /*
  * A page gets new memory when it is converted to private, so that references to the old one that the library cannot see
- * (O_DIRECT, io_uring, vmsplice(2)) show nothing written later. Costs two copies a page.
+ * (O_DIRECT, io_uring, vmsplice(2)) show nothing written later. Costs two copies a page. Part of a large page that has
+ * such a reference cannot be given up: then -EAGAIN, and nothing is converted.
  */
 #define GMEM_FILE_STRICT (1u << 1)
 
@@ -194,8 +195,9 @@ pid_t gmem_file_want_fill(struct gmem_file *file);
  * known to the library, nor are references the kernel holds: see GMEM_FILE_STRICT.
  *
  * The errors of KVM_SET_MEMORY_ATTRIBUTES2: -EINVAL (attributes, len 0, a range that wraps, is not page-aligned or
- * reaches past the end), -EAGAIN (a page is pinned), -ENOMEM, -ENOSPC. Also -EBUSY (the memory is, or once was, open
- * in a second object, or behind a keeper, or in a forked child's view), -EOPNOTSUPP (a view that cannot be marked),
+ * reaches past the end), -EAGAIN (a page is pinned; GMEM_FILE_STRICT: part of a large page is in use), -ENOMEM,
+ * -ENOSPC. Also -EBUSY (the memory is, or once was, open in a second object, or behind a keeper, or in a forked child's
+ * view), -EOPNOTSUPP (a view that cannot be marked),
  * -EMFILE, -ENFILE, -EIO (after fork(2)). `ret_error_off`, if not NULL, is set on failures other than -EINVAL: the
  * first page that stood in the way, or where the range begins.
  */
@@ -395,7 +397,10 @@ struct gmem_vm_stats {
 /* Counts since the VM was made. May be called from a gmem_populate_fn. -EINVAL (size). */
 int gmem_vm_stats(struct gmem_vm *vm, struct gmem_vm_stats *stats);
 
-/* The populate that runs now, or else the next one, ends before its next page: -EINTR if it has done none. */
+/*
+ * The populate that runs now, or else the next one, ends before its next page: -EINTR if it has done none. One that
+ * waits for a source which is served lazily goes on waiting.
+ */
 void gmem_vm_cancel(struct gmem_vm *vm);
 
 struct gmem_memslot {
@@ -483,7 +488,8 @@ int gmem_vcpu_exit(const struct gmem_vcpu *vcpu, struct gmem_exit *ret);
  * What is done with each page of a populate: measuring it, giving it to firmware, mapping it. `pfn` is the frame, which
  * holds the bytes; gmem_pfn_addr() is where. `src` is the source's page, brought in: a copy, not the caller's memory;
  * NULL without a source. 0: the page is up to date. A negative errno ends the populate: a page that was absent before
- * is absent again, one that was there gets its bytes back, and neither is mapped.
+ * is absent again, one that was there gets its bytes back, and neither is mapped. What the function has mapped guests
+ * can see at once: map last.
  *
  * Called with the VM's slots lock and the file's invalidate lock held: it must not call into either, but
  * gmem_mmu_map_private_pfn(), and must not touch memory that could be lazily served.

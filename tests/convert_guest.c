@@ -6,6 +6,7 @@
 #include "pager_scene.h"
 
 struct asker {
+	struct gmem_wait wait; /* first */
 	struct gmem_file *file;
 	uint64_t page;
 	_Atomic bool cancel;
@@ -14,13 +15,19 @@ struct asker {
 	uint64_t took_ms;
 };
 
+static bool asked_enough(struct gmem_wait *wait)
+{
+	return atomic_load(&((struct asker *)wait)->cancel);
+}
+
 static void *ask(void *arg)
 {
 	struct asker *a = arg;
 	uint64_t begun = now_ms();
 
+	a->wait.over = asked_enough;
 	atomic_store(&a->asking, true);
-	a->err = gmem_file_bring_in(a->file, a->page * P, &a->cancel);
+	a->err = gmem_file_bring_in(a->file, a->page * P, &a->wait);
 	a->took_ms = now_ms() - begun;
 	return NULL;
 }

@@ -13,7 +13,7 @@ struct supplier {
 	bool cancelled, poisons;
 };
 
-static int supply(void *opaque, struct gmem_file *file, uint64_t off, const _Atomic bool *cancel)
+static int supply(void *opaque, struct gmem_file *file, uint64_t off, struct gmem_wait *wait)
 {
 	struct supplier *s = opaque;
 	struct gmem_folio folio;
@@ -22,7 +22,7 @@ static int supply(void *opaque, struct gmem_file *file, uint64_t off, const _Ato
 	CHECK(++s->calls < 100);
 	if (s->cancelled) {
 		gmem_vm_cancel(s->r->vm);
-		CHECK(atomic_load(cancel));
+		CHECK(gmem_wait_over(wait));
 		return -EINTR;
 	}
 	page_bytes(3, off / P - FIRST, page);

@@ -289,14 +289,14 @@ TEST(watched_writes)
 
 /* ---- cancel */
 
-static int wait_for_cancel(void *opaque, struct gmem_file *file, uint64_t off, const _Atomic bool *cancel)
+static int wait_for_cancel(void *opaque, struct gmem_file *file, uint64_t off, struct gmem_wait *wait)
 {
 	_Atomic bool *waiting = opaque;
 
 	(void)file;
 	(void)off;
 	atomic_store(waiting, true);
-	while (!atomic_load(cancel))
+	while (!gmem_wait_over(wait))
 		usleep(1000);
 	return gmem_err(-EINTR, "cancelled");
 }
@@ -348,9 +348,9 @@ TEST(cancel)
 	tear_down(&s);
 }
 
-static int bring_in_and_go(void *opaque, struct gmem_file *file, uint64_t off, const _Atomic bool *cancel)
+static int bring_in_and_go(void *opaque, struct gmem_file *file, uint64_t off, struct gmem_wait *wait)
 {
-	(void)cancel;
+	(void)wait;
 	CHECK_OK(gmem_file_write(file, off, opaque, 8));
 	return gmem_err(-EIO, "test supply: gone");
 }

@@ -32,19 +32,19 @@ void gmem_guest_done(struct gmem_pager *pager, struct gmem_guest_wait *guest, in
 }
 
 /* Caller holds pager->m. */
-static int wait_for(struct gmem_pager *pager, const struct gmem_guest_wait *guest, const _Atomic bool *cancel)
+static int wait_for(struct gmem_pager *pager, const struct gmem_guest_wait *guest, struct gmem_wait *wait)
 {
 	while (!guest->done) {
 		if (atomic_load(&pager->stopping))
 			return -ESHUTDOWN;
-		if (cancel && atomic_load(cancel))
+		if (gmem_wait_over(wait))
 			return -EINTR;
 		gmem_cond_wait_for(&pager->served, &pager->m, LOOK_NS);
 	}
 	return guest->err;
 }
 
-int gmem_pager_bring_in(void *opaque, struct gmem_file *file, uint64_t off, const _Atomic bool *cancel)
+int gmem_pager_bring_in(void *opaque, struct gmem_file *file, uint64_t off, struct gmem_wait *wait)
 {
 	struct gmem_pager_region *region = opaque;
 	struct gmem_pager *pager = region->pager;
@@ -59,7 +59,7 @@ int gmem_pager_bring_in(void *opaque, struct gmem_file *file, uint64_t off, cons
 	atomic_fetch_add(&pager->pending, 1);
 	gmem_pager_enqueue(pager, &fault, 1);
 	pthread_mutex_lock(&pager->m);
-	err = wait_for(pager, guest, cancel);
+	err = wait_for(pager, guest, wait);
 	put(guest);
 	pthread_mutex_unlock(&pager->m);
 	switch (err) {

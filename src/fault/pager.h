@@ -119,7 +119,7 @@ void gmem_pager_enqueue(struct gmem_pager *pager, const struct gmem_fault *fault
 bool gmem_pager_dequeue(struct gmem_pager *pager, struct gmem_fault *ret); /* waits; false when the pager stops */
 
 /* guest.c: faults of guests, who touch a file through no mapping */
-int gmem_pager_bring_in(void *region, struct gmem_file *file, uint64_t off, const _Atomic bool *cancel);
+int gmem_pager_bring_in(void *region, struct gmem_file *file, uint64_t off, struct gmem_wait *wait);
 void gmem_guest_done_locked(struct gmem_pager *pager, struct gmem_guest_wait *guest, int err); /* m held */
 void gmem_guest_done(struct gmem_pager *pager, struct gmem_guest_wait *guest, int err);
 

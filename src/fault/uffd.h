@@ -33,6 +33,7 @@ struct gmem_uffd_guest {
 	struct gmem_uffd_member *member;
 	uint64_t off;
 	bool told;
+	bool private; /* the page was, when the wait began */
 	struct gmem_uffd_guest *next;
 };
 
@@ -55,7 +56,7 @@ void gmem_uffd_unlock(struct gmem_uffd *uffd);
 int gmem_uffd_check_process(const struct gmem_uffd *uffd, const char *who);
 
 /* uffd_guest.c: a gmem_bring_in_fn whose opaque is the member. */
-int gmem_uffd_bring_in(void *opaque, struct gmem_file *file, uint64_t off, const _Atomic bool *cancel);
+int gmem_uffd_bring_in(void *opaque, struct gmem_file *file, uint64_t off, struct gmem_wait *wait);
 /* Tells of at most `n` guests. Returns how many. Caller holds m. */
 int gmem_uffd_tell_guests(struct gmem_uffd *uffd, struct gmem_uffd_event *events, int n);
 /* Guests look again; with `again`, those that wait for a page there are told of once more. */

@@ -24,20 +24,23 @@ static void ring(struct gmem_uffd *uffd)
 }
 
 /* Caller holds uffd->m. -EAGAIN: neither yet. */
-static int state_of(const struct gmem_uffd_guest *guest, const _Atomic bool *cancel)
+static int state_of(const struct gmem_uffd_guest *guest, struct gmem_wait *wait)
 {
 	const struct gmem_file *file = guest->member->view->file;
 
-	if (file->ops->present(file, guest->off))
+	/* There, lost, or converted meanwhile: the guest is to look again. */
+	if (file->ops->present(file, guest->off) ||
+	    !gmem_word_absent(gmem_state_word(&file->state, guest->off >> GMEM_PAGE_SHIFT)) ||
+	    gmem_file_private(file, guest->off) != guest->private)
 		return 0;
 	if (guest->member->ending)
 		return gmem_err(-EIO, "page at 0x%llx was never brought in, and nobody serves its view any more",
 				(unsigned long long)guest->off);
 	/* No answer may put a private page in place. */
-	if (gmem_file_private(file, guest->off))
+	if (guest->private)
 		return gmem_err(-EIO, "page at 0x%llx is private and was never brought in",
 				(unsigned long long)guest->off);
-	return cancel && atomic_load(cancel) ? -EINTR : -EAGAIN;
+	return gmem_wait_over(wait) ? -EINTR : -EAGAIN;
 }
 
 /* Caller holds uffd->m. */
@@ -50,20 +53,19 @@ static void delist(struct gmem_uffd *uffd, struct gmem_uffd_guest *guest)
 	*at = guest->next;
 }
 
-int gmem_uffd_bring_in(void *opaque, struct gmem_file *file, uint64_t off, const _Atomic bool *cancel)
+int gmem_uffd_bring_in(void *opaque, struct gmem_file *file, uint64_t off, struct gmem_wait *wait)
 {
 	struct gmem_uffd_member *member = opaque;
 	struct gmem_uffd *uffd = member->uffd;
-	struct gmem_uffd_guest guest = { .member = member, .off = off };
+	struct gmem_uffd_guest guest = { .member = member, .off = off, .private = gmem_file_private(file, off) };
 	int err;
 
-	(void)file;
 	gmem_uffd_lock(uffd);
 	guest.next = uffd->guests;
 	uffd->guests = &guest;
-	if (state_of(&guest, cancel) == -EAGAIN)
+	if (state_of(&guest, wait) == -EAGAIN)
 		ring(uffd);
-	while ((err = state_of(&guest, cancel)) == -EAGAIN)
+	while ((err = state_of(&guest, wait)) == -EAGAIN)
 		gmem_cond_wait_for(&uffd->resolved, &uffd->m, LOOK_NS);
 	delist(uffd, &guest);
 	gmem_uffd_unlock(uffd);

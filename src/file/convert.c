@@ -16,7 +16,7 @@
 #include "file/file.h"
 #include "sys/memfd.h"
 
-#define REHOME_PAGES 64u
+#define REHOME_LEN (2ull << 20) /* a large page of shared memory: given up whole, or not at all */
 
 /* The next run of [*page, end) that is not on that side; false: none. */
 static bool next_run(const struct gmem_file *file, uint64_t *page, uint64_t end, bool private, uint64_t *run_end)
@@ -119,7 +119,7 @@ static int put_back(struct gmem_file *file, const char *buf, uint64_t n, uint64_
 static int rehome(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t *ret_error_off)
 {
 	uint64_t end = off + len;
-	char *buf = malloc(REHOME_PAGES * GMEM_PAGE_SIZE);
+	char *buf = malloc(REHOME_LEN);
 	int err = buf ? 0 : gmem_err_sys(-ENOMEM, "gmem_file_set_attributes");
 
 	while (!err && off < end) {
@@ -129,18 +129,30 @@ static int rehome(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t *
 		if (data < 0 || (uint64_t)data >= end)
 			break;
 		off = gmem_page_round_down((uint64_t)data);
-		n = gmem_min_u64(end - off, REHOME_PAGES * GMEM_PAGE_SIZE);
+		n = gmem_min_u64(end, (off | (REHOME_LEN - 1)) + 1) - off;
 		data = lseek(file->fd, (off_t)off, SEEK_HOLE);
 		if (data > (off_t)off)
 			n = gmem_min_u64(n, (uint64_t)data - off);
 		err = gmem_pread_all(file->fd, buf, n, off);
 		if (!err)
 			err = gmem_memfd_punch(file->fd, off, n);
-		if (err)
+		if (err) {
 			gmem_err_sys(err, "gmem_file_set_attributes: moving the page at 0x%llx",
 				     (unsigned long long)off);
-		else
+		} else {
+			/*
+			 * Part of a large page that has a reference is zeroed in place, and the reference would see
+			 * what is written next.
+			 */
+			bool kept = gmem_file_has_memory(file, off, n);
+
 			err = put_back(file, buf, n, off);
+			if (!err && kept)
+				err = gmem_err(-EAGAIN,
+					       "gmem_file_set_attributes: the memory at 0x%llx is part of a large page "
+					       "that somebody holds: it cannot be moved",
+					       (unsigned long long)off);
+		}
 		if (!err)
 			off += n;
 	}

@@ -193,7 +193,9 @@ void gmem_file_free(struct gmem_file *file)
 {
 	if (!file)
 		return;
-	gmem_file_close_bindings(file);
+	/* A child made by fork(2) has copies of them, whose locks may be held by threads it does not have. */
+	if (gmem_file_ours(file))
+		gmem_file_close_bindings(file);
 	gmem_file_put(file);
 }
 

@@ -96,7 +96,18 @@ struct gmem_binding_ops {
 	void (*close)(struct gmem_binding *b);
 };
 
-typedef int (*gmem_bring_in_fn)(void *opaque, struct gmem_file *file, uint64_t off, const _Atomic bool *cancel);
+/* What somebody waits with: asked now and then whether there is anything to wait for any more. */
+struct gmem_wait {
+	bool (*over)(struct gmem_wait *wait);
+};
+
+/* NULL waits for ever. */
+static inline bool gmem_wait_over(struct gmem_wait *wait)
+{
+	return wait && wait->over(wait);
+}
+
+typedef int (*gmem_bring_in_fn)(void *opaque, struct gmem_file *file, uint64_t off, struct gmem_wait *wait);
 
 /*
  * Who brings in what is absent of a part of the file, for those that have no view to touch it through. Guarded by the
@@ -106,7 +117,7 @@ struct gmem_supply {
 	uint64_t off, len;
 	/*
 	 * Brings the page at `off` in, or waits until somebody has. 0: look again. No lock held; may take long, and is
-	 * told of no error that goes by; -EINTR when *cancel, which may be NULL. NULL: who served these pages is gone,
+	 * told of no error that goes by; -EINTR when `wait` is over. NULL: who served these pages is gone,
 	 * and what is absent stays so.
 	 */
 	gmem_bring_in_fn bring_in;
@@ -166,6 +177,9 @@ int gmem_file_poison_page(struct gmem_file *file, uint64_t off);
 /* Until nobody is at the page. No lock held. */
 void gmem_file_wait_for_page(struct gmem_file *file, uint64_t off);
 
+/* Some of the range has memory, whatever its state says. */
+bool gmem_file_has_memory(const struct gmem_file *file, uint64_t off, uint64_t len);
+
 /* Allocates zeroed memory under pages that are in place but have none. Invalidate lock held, shared or exclusive. */
 int gmem_file_back(struct gmem_file *file, uint64_t off, uint64_t len);
 
@@ -210,9 +224,9 @@ void gmem_file_end_supply(struct gmem_file *file, struct gmem_supply *supply);
 bool gmem_file_supplied(const struct gmem_file *file, uint64_t off);
 /*
  * Has the absent page at `off` brought in. 0: look again. -ENOENT: nobody supplies it, it is zero; -EIO: who did is
- * gone; -EINTR: *cancel, which may be NULL, became true; the supplier's own errors. No lock held; blocks.
+ * gone; -EINTR: `wait`, which may be NULL, is over; the supplier's own errors. No lock held; blocks.
  */
-int gmem_file_bring_in(struct gmem_file *file, uint64_t off, const _Atomic bool *cancel);
+int gmem_file_bring_in(struct gmem_file *file, uint64_t off, struct gmem_wait *wait);
 
 /* ---- pin.c */
 

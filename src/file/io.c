@@ -44,6 +44,13 @@ int gmem_file_punch(struct gmem_file *file, uint64_t off, uint64_t len)
 	return 0;
 }
 
+bool gmem_file_has_memory(const struct gmem_file *file, uint64_t off, uint64_t len)
+{
+	off_t data = lseek(file->fd, (off_t)off, SEEK_DATA);
+
+	return data >= 0 && (uint64_t)data < off + len;
+}
+
 int gmem_file_back(struct gmem_file *file, uint64_t off, uint64_t len)
 {
 	int err = gmem_memfd_allocate(file->fd, off, len);

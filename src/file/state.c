@@ -202,6 +202,14 @@ bool gmem_state_remove(struct gmem_state *s, uint64_t page)
 	return !(new &GMEM_WORD_LOCKED);
 }
 
+void gmem_state_fill(struct gmem_state *s, uint64_t page)
+{
+	uint32_t old = GMEM_WORD_REMOVED;
+
+	atomic_compare_exchange_strong_explicit(&s->words[page], &old, GMEM_WORD_UPTODATE, memory_order_release,
+						memory_order_relaxed);
+}
+
 void gmem_state_lose(struct gmem_state *s, uint64_t page)
 {
 	atomic_store_explicit(&s->words[page], GMEM_WORD_POISONED, memory_order_release);

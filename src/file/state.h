@@ -190,6 +190,8 @@ void gmem_state_unlock(struct gmem_state *s, uint64_t page, uint32_t generation)
 bool gmem_state_poison(struct gmem_state *s, uint64_t page, uint32_t generation);
 /* The page's bytes are unwanted. False if it is locked and was doomed: its holder will drop it. */
 bool gmem_state_remove(struct gmem_state *s, uint64_t page);
+/* A page in place has got bytes: UPTODATE, where it was REMOVED. Invalidate lock held. */
+void gmem_state_fill(struct gmem_state *s, uint64_t page);
 /* The bytes of a page are gone for good, whatever it was; nobody else may be at it. */
 void gmem_state_lose(struct gmem_state *s, uint64_t page);
 /* An ABSENT, never locked page known to be zero needs no bytes: REMOVED. False if it is anything else by now. */

@@ -56,7 +56,7 @@ static struct gmem_supply *find(struct gmem_file *file, uint64_t off)
 	return dead;
 }
 
-int gmem_file_bring_in(struct gmem_file *file, uint64_t off, const _Atomic bool *cancel)
+int gmem_file_bring_in(struct gmem_file *file, uint64_t off, struct gmem_wait *wait)
 {
 	gmem_bring_in_fn bring_in = NULL;
 	struct gmem_supply *s;
@@ -73,7 +73,7 @@ int gmem_file_bring_in(struct gmem_file *file, uint64_t off, const _Atomic bool 
 	if (!bring_in)
 		return gmem_err(-EIO, "page at 0x%llx was never brought in, and who was to do it is gone",
 				(unsigned long long)off);
-	err = bring_in(s->opaque, file, off, cancel);
+	err = bring_in(s->opaque, file, off, wait);
 	atomic_fetch_sub(&s->users, 1);
 	return err;
 }

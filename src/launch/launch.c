@@ -66,6 +66,7 @@ int64_t gmem_launch_update_why(struct gmem_launch *launch, uint64_t gpa, const v
 			       enum gmem_launch_page type, int *ret_why)
 {
 	struct gmem_vm *vm = launch->vm;
+	uint32_t flags = GMEM_POPULATE_UNTOUCHED | (type == GMEM_LAUNCH_ZERO ? GMEM_POPULATE_ZERO : 0);
 	gmem_populate_fn fn = vm->type == GMEM_VM_SNP ? gmem_launch_snp_page : gmem_launch_tdx_page;
 	int64_t done = check(launch, gpa, src, type);
 
@@ -77,7 +78,7 @@ int64_t gmem_launch_update_why(struct gmem_launch *launch, uint64_t gpa, const v
 		done = gmem_err(-EIO, "gmem_launch_update: an earlier page was measured in part");
 	} else {
 		launch->type = type;
-		done = gmem_populate_locked(vm, gpa >> GMEM_PAGE_SHIFT, src, npages, 0, fn, launch, ret_why);
+		done = gmem_populate_locked(vm, gpa >> GMEM_PAGE_SHIFT, src, npages, flags, fn, launch, ret_why);
 	}
 	gmem_vm_unlock_slots(vm);
 	return done < 0 ? gmem_err_prefix((int)done, "gmem_launch_update: gpa 0x%llx", (unsigned long long)gpa) : done;

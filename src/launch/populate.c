@@ -22,6 +22,7 @@
 #include "sys/memfd.h"
 
 #define BATCH 64u /* pages brought in at a time */
+#define BOTH (GMEM_SIDE_SHARED | GMEM_SIDE_PRIVATE)
 
 struct populate {
 	struct gmem_vm *vm;
@@ -35,6 +36,7 @@ struct populate {
 	uint64_t left; /* pages, that one included */
 	char *bounce; /* BATCH pages; NULL: in place */
 	uint32_t have, used; /* pages in it, and of them how many are done */
+	bool locked; /* the file's lock is held */
 	bool refused; /* the function failed: the error is its own, whichever it is */
 };
 
@@ -81,7 +83,8 @@ static int bring_source_in(struct populate *p)
 				(unsigned long long)p->gfn);
 	p->have = (uint32_t)n;
 	p->used = 0;
-	atomic_fetch_add_explicit(&p->vm->sources, p->have, memory_order_relaxed);
+	if (!p->locked)
+		atomic_fetch_add_explicit(&p->vm->sources, p->have, memory_order_relaxed);
 	return 0;
 }
 
@@ -132,22 +135,109 @@ static int overwrite(const struct populate *p, uint64_t off)
 	return err ? gmem_err_sys(err, "gmem_populate: gfn 0x%llx", (unsigned long long)p->gfn) : 0;
 }
 
-/*
- * The page is again what it was. The function may have mapped its frame before it failed, and whoever maps it anew must
- * not find it mapped; a page that had no memory has none.
- */
-static void undo(const struct populate *p, uint64_t off, const char *old)
+/* The page is again what it was. No translation of it is left. */
+static void put_back(const struct populate *p, uint64_t off, const char *old)
 {
-	static const char zeroes[GMEM_PAGE_SIZE];
-	uint64_t page = off >> GMEM_PAGE_SHIFT;
-	bool uptodate = gmem_word_content(gmem_state_word(&p->file->state, page)) == GMEM_WORD_UPTODATE;
+	if (gmem_pwrite_all(p->file->fd, old, GMEM_PAGE_SIZE, off))
+		gmem_state_lose(&p->file->state, off >> GMEM_PAGE_SHIFT);
+}
 
-	gmem_file_invalidate_begin(p->file, off, GMEM_PAGE_SIZE, GMEM_SIDE_SHARED | GMEM_SIDE_PRIVATE);
-	if (!uptodate && !memcmp(old, zeroes, GMEM_PAGE_SIZE))
-		(void)gmem_memfd_punch(p->file->fd, off, GMEM_PAGE_SIZE);
-	else if (gmem_pwrite_all(p->file->fd, old, GMEM_PAGE_SIZE, off))
-		gmem_state_lose(&p->file->state, page);
+static int read_old(const struct populate *p, uint64_t off, char *old)
+{
+	int err = gmem_pread_all(p->file->fd, old, GMEM_PAGE_SIZE, off);
+
+	return err ? gmem_err_sys(err, "gmem_populate: gfn 0x%llx", (unsigned long long)p->gfn) : 0;
+}
+
+/* The function may have mapped the frame before it failed. */
+static void begin(const struct populate *p, uint64_t off, uint32_t sides)
+{
+	gmem_file_invalidate_begin(p->file, off, GMEM_PAGE_SIZE, sides);
+}
+
+static void end(const struct populate *p, uint64_t off)
+{
 	gmem_file_invalidate_end(p->file, off, GMEM_PAGE_SIZE);
+}
+
+/*
+ * Nobody has the page mapped: an absent one never is, and who saw it in place before it was punched maps it no more.
+ * It may have bytes all the same, which views have put there.
+ */
+static int populate_absent(struct populate *p, uint64_t off)
+{
+	const struct gmem_backing_ops *ops = p->file->ops;
+	bool had_bytes = gmem_file_has_memory(p->file, off, GMEM_PAGE_SIZE);
+	struct gmem_folio folio;
+	char old[GMEM_PAGE_SIZE];
+	int err = had_bytes ? read_old(p, off, old) : 0;
+
+	if (err)
+		return err;
+	err = insert(p, off, &folio);
+	if (err == -EBUSY || err == -EEXIST)
+		return err;
+	if (!err) {
+		err = call(p);
+		if (!err) {
+			ops->publish(p->file, &folio);
+			return 0;
+		}
+		begin(p, off, BOTH);
+		ops->remove(p->file, &folio);
+		end(p, off);
+	}
+	if (had_bytes)
+		put_back(p, off, old);
+	return err;
+}
+
+static int replace(struct populate *p, uint64_t off)
+{
+	uint64_t page = off >> GMEM_PAGE_SHIFT;
+	/* One that was allocated and never written looks like a hole. */
+	bool had_memory = gmem_word_content(gmem_state_word(&p->file->state, page)) == GMEM_WORD_UPTODATE ||
+			  gmem_file_has_memory(p->file, off, GMEM_PAGE_SIZE);
+	char old[GMEM_PAGE_SIZE];
+	int err = read_old(p, off, old);
+
+	if (!err)
+		err = overwrite(p, off);
+	if (!err)
+		err = call(p);
+	if (!err) {
+		gmem_state_fill(&p->file->state, page);
+		return 0;
+	}
+	begin(p, off, BOTH);
+	if (had_memory)
+		put_back(p, off, old);
+	else
+		(void)gmem_memfd_punch(p->file->fd, off, GMEM_PAGE_SIZE);
+	end(p, off);
+	return err;
+}
+
+/*
+ * A page that is in place, and that guests may be using. No translation is made while this lasts; those that there are
+ * go before a byte is read or changed, so that nothing stored is lost and nothing refused is seen. Guests wait for the
+ * file's lock meanwhile.
+ */
+static int populate_present(struct populate *p, uint64_t off)
+{
+	int err;
+
+	begin(p, off, 0);
+	if ((p->flags & GMEM_POPULATE_UNTOUCHED) && gmem_mmu_mapped(&p->vm->mmu, p->gfn)) {
+		err = gmem_err(-EIO, "gmem_populate: gfn 0x%llx: launched before, or touched by the guest",
+			       (unsigned long long)p->gfn);
+	} else {
+		begin(p, off, BOTH);
+		err = replace(p, off);
+		end(p, off);
+	}
+	end(p, off);
+	return err;
 }
 
 /*
@@ -157,36 +247,28 @@ static void undo(const struct populate *p, uint64_t off, const char *old)
 static int populate_under_lock(struct populate *p)
 {
 	uint64_t off = gmem_slot_off(p->slot, p->gfn);
-	const struct gmem_backing_ops *ops = p->file->ops;
+	bool wanted = !p->src && !(p->flags & GMEM_POPULATE_ZERO);
 	struct gmem_folio folio;
-	char old[GMEM_PAGE_SIZE];
-	bool absent;
 	int err;
 
 	if (!gmem_file_private(p->file, off))
 		return gmem_err(-EINVAL, "gmem_populate: gfn 0x%llx is not private", (unsigned long long)p->gfn);
-	err = ops->lookup(p->file, off, 1, &folio);
-	absent = err == -ENOENT;
-	if (absent && !p->src && gmem_file_supplied(p->file, off))
-		return -ENODATA;
-	if (err && !absent)
-		return err;
-	/* An absent page too may have bytes, from a view. */
-	err = !absent || p->fn ? gmem_pread_all(p->file->fd, old, sizeof(old), off) : 0;
-	if (err)
-		return gmem_err_sys(err, "gmem_populate: gfn 0x%llx", (unsigned long long)p->gfn);
-	err = absent ? insert(p, off, &folio) : overwrite(p, off);
-	if (err && absent)
-		return err;
-	if (!err)
-		err = call(p);
-	if (absent && !err)
-		ops->publish(p->file, &folio);
-	else if (absent)
-		ops->remove(p->file, &folio);
-	if (err)
-		undo(p, off, old);
-	return err;
+	err = p->file->ops->lookup(p->file, off, 1, &folio);
+	if (err == -ENOENT)
+		return wanted && gmem_file_supplied(p->file, off) ? -ENODATA : populate_absent(p, off);
+	return err ? err : populate_present(p, off);
+}
+
+static void lock(struct populate *p)
+{
+	gmem_rwlock_lock(&p->file->invalidate_lock);
+	p->locked = true;
+}
+
+static void unlock(struct populate *p)
+{
+	p->locked = false;
+	gmem_rwlock_unlock(&p->file->invalidate_lock);
 }
 
 static int populate_page(struct populate *p)
@@ -196,17 +278,17 @@ static int populate_page(struct populate *p)
 	p->refused = false;
 #ifdef GMEM_TEST_SOURCE_UNDER_LOCK
 	/* The order that this file exists to avoid, for the test that shows what comes of it. */
-	gmem_rwlock_lock(&p->file->invalidate_lock);
+	lock(p);
 	err = bring_source_in(p);
 #else
 	err = bring_source_in(p);
 	if (err)
 		return err;
-	gmem_rwlock_lock(&p->file->invalidate_lock);
+	lock(p);
 #endif
 	if (!err)
 		err = populate_under_lock(p);
-	gmem_rwlock_unlock(&p->file->invalidate_lock);
+	unlock(p);
 	if (p->refused && (p->flags & GMEM_POPULATE_WRITE_BACK))
 		write_back(p);
 	return err;
@@ -219,9 +301,22 @@ static bool cancelled(struct gmem_vm *vm)
 	return atomic_load_explicit(&vm->cancel, memory_order_relaxed) && atomic_exchange(&vm->cancel, false);
 }
 
+struct populate_wait {
+	struct gmem_wait wait; /* first */
+	struct gmem_vm *vm;
+};
+
+static bool populate_is_over(struct gmem_wait *wait)
+{
+	struct gmem_vm *vm = ((struct populate_wait *)wait)->vm;
+
+	return atomic_load(&vm->cancel) || gmem_mmu_dead(&vm->mmu);
+}
+
 /* Waits for what kept the page from being populated. 0: try it again; else it was an error, this one. No lock held. */
 static int wait_for(const struct populate *p, int err)
 {
+	struct populate_wait w = { .wait = { populate_is_over }, .vm = p->vm };
 	const struct timespec pause = { .tv_nsec = 20000 };
 
 	/* What the function answers means nothing here. */
@@ -234,8 +329,8 @@ static int wait_for(const struct populate *p, int err)
 		return 0;
 	case -ENODATA:
 		/* In place, an absent page that somebody supplies is brought in like a source: without the lock. */
-		err = gmem_file_bring_in(p->file, gmem_slot_off(p->slot, p->gfn), &p->vm->cancel);
-		/* Supplied no more; or cancelled, which the next attempt sees. */
+		err = gmem_file_bring_in(p->file, gmem_slot_off(p->slot, p->gfn), &w.wait);
+		/* Supplied no more; or cancelled, or dead, which the next attempt sees. */
 		return err == -ENOENT || err == -EINTR ? 0 : err;
 	case -EHWPOISON:
 		return gmem_err(err, "gmem_populate: gfn 0x%llx: its page is poisoned", (unsigned long long)p->gfn);
@@ -250,7 +345,7 @@ static int64_t populate(struct populate *p, int *ret_why)
 	int err = 0;
 
 	while (p->left && !err) {
-		if (atomic_load(&p->vm->mmu.dead)) {
+		if (gmem_mmu_dead(&p->vm->mmu)) {
 			err = gmem_err(-EIO, "gmem_populate: this VM is dead");
 			break;
 		}
@@ -280,9 +375,9 @@ static int check(const void *src, int64_t npages, uint32_t flags)
 		return gmem_err(-EINVAL, "gmem_populate: %lld pages", (long long)npages);
 	if (!gmem_page_aligned((uintptr_t)src))
 		return gmem_err(-EINVAL, "gmem_populate: source %p is not page-aligned", src);
-	if (flags & ~GMEM_POPULATE_WRITE_BACK)
+	if (flags & ~(GMEM_POPULATE_WRITE_BACK | GMEM_POPULATE_INTERNAL))
 		return gmem_err(-EINVAL, "gmem_populate: flags 0x%x: unknown", flags);
-	if (flags && !src)
+	if ((flags & GMEM_POPULATE_WRITE_BACK) && !src)
 		return gmem_err(-EINVAL, "gmem_populate: GMEM_POPULATE_WRITE_BACK without a source");
 	return 0;
 }
@@ -298,7 +393,7 @@ int64_t gmem_populate_locked(struct gmem_vm *vm, uint64_t gfn, const void *src, 
 	*ret_why = 0;
 	if (err)
 		return err;
-	if (atomic_load(&vm->mmu.dead))
+	if (gmem_mmu_dead(&vm->mmu))
 		return gmem_err(-EIO, "gmem_populate: this VM is dead");
 	p.slot = gmem_vm_slot(vm, gfn);
 	if (!p.slot)
@@ -328,6 +423,8 @@ int64_t gmem_populate(struct gmem_vm *vm, uint64_t gfn, const void *src, int64_t
 	int64_t done;
 	int why;
 
+	if (flags & GMEM_POPULATE_INTERNAL)
+		return gmem_err(-EINVAL, "gmem_populate: flags 0x%x: unknown", flags);
 	gmem_vm_lock_slots(vm);
 	done = gmem_populate_locked(vm, gfn, src, npages, flags, fn, opaque, &why);
 	gmem_vm_unlock_slots(vm);

@@ -5,6 +5,11 @@
 
 #include "vm/vm.h"
 
+/* Flags of the library's own, which the public function does not take. */
+#define GMEM_POPULATE_UNTOUCHED (1u << 30) /* -EIO for a page that has a translation: launched, or touched, before */
+#define GMEM_POPULATE_ZERO (1u << 31) /* without a source, what the page has is not wanted: nobody brings it in */
+#define GMEM_POPULATE_INTERNAL (GMEM_POPULATE_UNTOUCHED | GMEM_POPULATE_ZERO)
+
 /* gmem_populate(), with slots_lock held. *ret_why is what ended it early, also after progress; 0: nothing did. */
 int64_t gmem_populate_locked(struct gmem_vm *vm, uint64_t gfn, const void *src, int64_t npages, uint32_t flags,
 			     gmem_populate_fn fn, void *opaque, int *ret_why);

@@ -117,8 +117,62 @@ static int look(struct found *f, enum gmem_want want)
 	return err;
 }
 
+/* A fault that waits for its page. */
+struct fault_wait {
+	struct gmem_wait wait; /* first */
+	struct gmem_vcpu *vcpu;
+	const struct found *f;
+	uint64_t seq; /* what is known of the page was true then */
+};
+
+/*
+ * Cancelled, or what is waited for is not what the guest wants any more: the VM has died, the slot or its file has
+ * gone, the page was converted. All of these but the first two end an invalidation.
+ */
+static bool fault_is_over(struct gmem_wait *wait)
+{
+	struct fault_wait *w = (struct fault_wait *)wait;
+	struct gmem_mmu *mmu = w->vcpu->mmu;
+	const struct found *f = w->f;
+	uint64_t seq = atomic_load(&mmu->invalidate_seq);
+	const struct gmem_slot *slot;
+	bool same;
+
+	if (atomic_load(&w->vcpu->cancel) || gmem_mmu_dead(mmu))
+		return true;
+	if (seq == w->seq)
+		return false;
+	gmem_epoch_enter(&mmu->epoch, &w->vcpu->reader);
+	slot = gmem_slots_find(atomic_load(&mmu->slots), f->m.gfn);
+	same = slot && atomic_load(&slot->file) == f->file && gmem_slot_off(slot, f->m.gfn) == f->off &&
+	       gmem_file_private(f->file, f->off) == f->m.private;
+	gmem_epoch_leave(&w->vcpu->reader);
+	w->seq = seq;
+	return !same;
+}
+
+/* Has the page brought in. 0: look at it again. -EAGAIN: begin anew. */
+static int bring_in(struct gmem_vcpu *vcpu, const struct found *f, uint64_t seq)
+{
+	struct fault_wait w = { .wait = { fault_is_over }, .vcpu = vcpu, .f = f, .seq = seq };
+	int err = gmem_file_bring_in(f->file, f->off, &w.wait);
+
+	switch (err) {
+	case -EINTR:
+		/* The flag has only been looked at. */
+		return gmem_vcpu_cancelled(vcpu) ? -EINTR : -EAGAIN;
+	case -EIO:
+		/* Brought in after all, by one who is gone since. */
+		return f->file->ops->present(f->file, f->off) ? 0 : -EIO;
+	case -ENOENT:
+		return 0;
+	default:
+		return err;
+	}
+}
+
 /* Looks the page up and waits until it is in place. */
-static int get_page(struct gmem_vcpu *vcpu, struct found *f, enum gmem_want want)
+static int get_page(struct gmem_vcpu *vcpu, struct found *f, enum gmem_want want, uint64_t seq)
 {
 	for (;;) {
 		int err;
@@ -130,14 +184,8 @@ static int get_page(struct gmem_vcpu *vcpu, struct found *f, enum gmem_want want
 		err = look(f, want);
 		gmem_rwlock_unlock_shared(&f->file->invalidate_lock);
 		if (err == -ENODATA) {
-			err = gmem_file_bring_in(f->file, f->off, &vcpu->cancel);
-			/* It has only looked at the flag. */
-			if (err == -EINTR)
-				(void)gmem_vcpu_cancelled(vcpu);
-			/* Brought in after all, by one who is gone since. */
-			if (err == -EIO && f->file->ops->present(f->file, f->off))
-				continue;
-			if (err && err != -ENOENT)
+			err = bring_in(vcpu, f, seq);
+			if (err)
 				return err;
 		} else if (err == -EBUSY) {
 			pause_a_little();
@@ -175,7 +223,7 @@ static int try_fault(struct gmem_vcpu *vcpu, struct found *f, uint64_t gfn, uint
 
 	if (err)
 		return err;
-	err = get_page(vcpu, f, want);
+	err = get_page(vcpu, f, want, seq);
 	if (!err && f->tracked && (access & GMEM_ACCESS_WRITE))
 		err = gmem_err(-EPERM, "guest frame 0x%llx: its writes are watched", (unsigned long long)gfn);
 	if (!err)
@@ -205,7 +253,7 @@ static int fault(struct gmem_vcpu *vcpu, struct found *f, uint64_t gfn, uint32_t
 
 	gmem_mmu_count(&vcpu->mmu->faults);
 	while (!err || err == -EAGAIN) {
-		if (atomic_load(&vcpu->mmu->dead))
+		if (gmem_mmu_dead(vcpu->mmu))
 			return gmem_err(-EIO, "this VM is dead");
 		if (gmem_vcpu_cancelled(vcpu))
 			return -EINTR;

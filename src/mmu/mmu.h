@@ -70,6 +70,42 @@ int gmem_mmu_reload(struct gmem_vcpu *vcpu);
 /* True once for each gmem_vcpu_cancel(). */
 bool gmem_vcpu_cancelled(struct gmem_vcpu *vcpu);
 
+/* ---- access.c: what other rooms use; all else is the MMU's own, and a test of the tree's style says so */
+
+/*
+ * The page of a guest frame, if a translation allows such an access: from then on the caller is in an epoch, in which
+ * it may use the page and must not block, until gmem_mmu_leave(). NULL: there is none, and no epoch either.
+ */
+char *gmem_mmu_enter(struct gmem_vcpu *vcpu, uint64_t gfn, uint32_t access, enum gmem_want want);
+void gmem_mmu_leave(struct gmem_vcpu *vcpu);
+
+/* The frame has a translation. */
+bool gmem_mmu_mapped(struct gmem_mmu *mmu, uint64_t gfn);
+
+/* Nobody can see the table of slots any more that is returned. slots_lock held. */
+struct gmem_slots *gmem_mmu_publish_slots(struct gmem_mmu *mmu, struct gmem_slots *new);
+/* Returns when nobody is in an epoch that began before. */
+void gmem_mmu_wait_readers(struct gmem_mmu *mmu);
+
+/* slots_lock held. */
+static inline struct gmem_slots *gmem_mmu_slots(struct gmem_mmu *mmu)
+{
+	return atomic_load(&mmu->slots);
+}
+
+static inline void gmem_mmu_kill(struct gmem_mmu *mmu)
+{
+	atomic_store(&mmu->dead, true);
+}
+
+static inline bool gmem_mmu_dead(const struct gmem_mmu *mmu)
+{
+	return atomic_load(&mmu->dead);
+}
+
+/* Fills in what the MMU counts. */
+void gmem_mmu_stats(struct gmem_mmu *mmu, struct gmem_vm_stats *stats);
+
 /* ---- walk */
 
 /*

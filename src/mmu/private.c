@@ -29,10 +29,12 @@ int gmem_mmu_map_private_pfn(struct gmem_vcpu *vcpu, uint64_t gfn, uint64_t pfn)
 	gmem_lockcheck_assert_class(GMEM_LOCK_SLOTS);
 	gmem_lockcheck_assert_class(GMEM_LOCK_INVALIDATE);
 	if (mmu->no_tables) {
-		atomic_store(&mmu->dead, true);
+		gmem_mmu_kill(mmu);
 		return gmem_err(-EIO, "gmem_mmu_map_private_pfn: this VM has no second-stage tables here: it is dead");
 	}
 	slot = gmem_slots_find(atomic_load(&mmu->slots), gfn);
+	if (slot && atomic_load(&slot->file))
+		gmem_lockcheck_assert_held(GMEM_LOCK_INVALIDATE, &atomic_load(&slot->file)->invalidate_lock);
 	if (!slot)
 		return gmem_err(-EINVAL, "gmem_mmu_map_private_pfn: gfn 0x%llx: no slot", (unsigned long long)gfn);
 	if (gmem_slot_tracked(slot, gfn))
@@ -44,7 +46,7 @@ int gmem_mmu_map_private_pfn(struct gmem_vcpu *vcpu, uint64_t gfn, uint64_t pfn)
 	do {
 		if (gmem_vcpu_cancelled(vcpu))
 			return gmem_err(-EINTR, "gmem_mmu_map_private_pfn: cancelled");
-		if (atomic_load(&mmu->dead))
+		if (gmem_mmu_dead(mmu))
 			return gmem_err(-EIO, "gmem_mmu_map_private_pfn: this VM is dead");
 		err = gmem_table_topup(&mmu->pool, &vcpu->cache);
 		if (err)

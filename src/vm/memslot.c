@@ -65,7 +65,7 @@ static void close_file(struct gmem_binding *b)
 	if (gmem_file_unbind(b)) {
 		atomic_store(&slot->file, NULL);
 		gmem_mmu_zap(&vm->mmu, slot->gfn, slot->npages, BOTH);
-		gmem_epoch_wait(&vm->mmu.epoch);
+		gmem_mmu_wait_readers(&vm->mmu);
 	}
 	gmem_vm_unlock_slots(vm);
 	put_slot(slot);
@@ -99,15 +99,12 @@ static struct gmem_slots *new_table(uint32_t n)
 /* slots_lock held. */
 static void publish(struct gmem_vm *vm, struct gmem_slots *new)
 {
-	struct gmem_slots *old = atomic_exchange(&vm->mmu.slots, new);
-
-	gmem_epoch_wait(&vm->mmu.epoch);
-	free(old);
+	free(gmem_mmu_publish_slots(&vm->mmu, new));
 }
 
 static int insert(struct gmem_vm *vm, struct gmem_slot *slot)
 {
-	const struct gmem_slots *old = atomic_load(&vm->mmu.slots);
+	const struct gmem_slots *old = gmem_mmu_slots(&vm->mmu);
 	struct gmem_slots *new = new_table(count(old) + 1);
 	uint32_t i = 0;
 
@@ -124,7 +121,7 @@ static int insert(struct gmem_vm *vm, struct gmem_slot *slot)
 
 static struct gmem_slot *find_id(struct gmem_vm *vm, uint32_t id)
 {
-	const struct gmem_slots *slots = atomic_load(&vm->mmu.slots);
+	const struct gmem_slots *slots = gmem_mmu_slots(&vm->mmu);
 
 	for (uint32_t i = 0; i < count(slots); i++)
 		if (slots->slot[i]->id == id)
@@ -150,7 +147,7 @@ static void forget(struct gmem_vm *vm, struct gmem_slot *slot)
 /* slots_lock held. */
 static int delete (struct gmem_vm *vm, uint32_t id)
 {
-	const struct gmem_slots *old = atomic_load(&vm->mmu.slots);
+	const struct gmem_slots *old = gmem_mmu_slots(&vm->mmu);
 	struct gmem_slot *slot = find_id(vm, id);
 	struct gmem_slots *new;
 	uint32_t n = 0;
@@ -173,8 +170,7 @@ void gmem_vm_delete_slots(struct gmem_vm *vm)
 	struct gmem_slots *all;
 
 	gmem_vm_lock_slots(vm);
-	all = atomic_exchange(&vm->mmu.slots, NULL);
-	gmem_epoch_wait(&vm->mmu.epoch);
+	all = gmem_mmu_publish_slots(&vm->mmu, NULL);
 	for (uint32_t i = 0; i < count(all); i++)
 		forget(vm, all->slot[i]);
 	free(all);
@@ -207,7 +203,7 @@ static int check(struct gmem_vm *vm, const struct gmem_memslot *s)
 /* slots_lock held. */
 static int check_against_others(struct gmem_vm *vm, const struct gmem_memslot *s)
 {
-	const struct gmem_slots *slots = atomic_load(&vm->mmu.slots);
+	const struct gmem_slots *slots = gmem_mmu_slots(&vm->mmu);
 
 	if (find_id(vm, s->slot))
 		return invalid(s, "a slot with a file cannot be changed, only deleted");
@@ -290,7 +286,7 @@ int gmem_vm_set_slot(struct gmem_vm *vm, const struct gmem_memslot *memslot)
 			return err;
 	}
 	gmem_vm_lock_slots(vm);
-	if (atomic_load(&vm->mmu.dead))
+	if (gmem_mmu_dead(&vm->mmu))
 		err = gmem_err(-EIO, "gmem_vm_set_slot: this VM is dead");
 	else
 		err = memslot->len ? create(vm, memslot) : delete (vm, memslot->slot);

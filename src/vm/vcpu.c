@@ -59,13 +59,6 @@ int gmem_vcpu_exit(const struct gmem_vcpu *vcpu, struct gmem_exit *ret)
 
 /* ---- one page */
 
-static bool serves(uint64_t e, uint32_t access, enum gmem_want want)
-{
-	if (!e || ((access & GMEM_ACCESS_WRITE) && !(e & GMEM_PTE_WRITE)))
-		return false;
-	return want == GMEM_WANT_ANY || (want == GMEM_WANT_PRIVATE) == !!(e & GMEM_PTE_PRIVATE);
-}
-
 /* Words are never torn: another vCPU, or the host, may be at them. */
 static void copy(void *to, const void *from, size_t n)
 {
@@ -87,27 +80,17 @@ static void copy(void *to, const void *from, size_t n)
 /* The bytes of one page, or a part of it, to or from the bounce page. False: no translation allows it. */
 static bool try_page(struct gmem_accessor *a, uint64_t gpa, size_t n, uint32_t access, enum gmem_want want)
 {
-	uint64_t e = 0;
+	char *page = gmem_mmu_enter(&a->vcpu, gpa >> GMEM_PAGE_SHIFT, access, want);
 	size_t at = gpa & (GMEM_PAGE_SIZE - 1);
-	bool done = false;
 
-	/* Another vCPU, or a launch, may have made the tables. */
-	if (!a->vcpu.root)
-		a->vcpu.root = atomic_load(&a->vm->mmu.root);
-	gmem_epoch_enter(&a->vm->mmu.epoch, &a->vcpu.reader);
-	if (a->vcpu.root)
-		e = gmem_mmu_walk(&a->vcpu, gpa >> GMEM_PAGE_SHIFT);
-	if (serves(e, access, want)) {
-		char *page = (char *)(uintptr_t)(gmem_pte_pfn(e) << GMEM_PAGE_SHIFT);
-
-		if (access & GMEM_ACCESS_WRITE)
-			copy(page + at, a->bounce + at, n);
-		else
-			copy(a->bounce + at, page + at, n);
-		done = true;
-	}
-	gmem_epoch_leave(&a->vcpu.reader);
-	return done;
+	if (!page)
+		return false;
+	if (access & GMEM_ACCESS_WRITE)
+		copy(page + at, a->bounce + at, n);
+	else
+		copy(a->bounce + at, page + at, n);
+	gmem_mmu_leave(&a->vcpu);
+	return true;
 }
 
 static int access_page(struct gmem_accessor *a, uint64_t gpa, size_t n, uint32_t access, enum gmem_want want)

@@ -75,7 +75,7 @@ void gmem_vm_free(struct gmem_vm *vm)
 {
 	if (!vm)
 		return;
-	atomic_store(&vm->mmu.dead, true);
+	gmem_mmu_kill(&vm->mmu);
 	gmem_vm_delete_slots(vm);
 	gmem_vm_put(vm);
 }
@@ -93,12 +93,8 @@ int gmem_vm_stats(struct gmem_vm *vm, struct gmem_vm_stats *stats)
 		.size = sizeof(*stats),
 		.populated = vm->populated,
 		.sources = vm->sources,
-		.private_maps = vm->mmu.private_maps,
-		.faults = vm->mmu.faults,
-		.lookups = vm->mmu.lookups,
-		.retries = vm->mmu.retries,
-		.table_bytes = gmem_mmu_table_bytes(&vm->mmu),
 	};
+	gmem_mmu_stats(&vm->mmu, stats);
 	return 0;
 }
 

@@ -43,7 +43,7 @@ void gmem_vm_delete_slots(struct gmem_vm *vm);
 /* The slot of a guest frame; slots_lock held. */
 static inline struct gmem_slot *gmem_vm_slot(struct gmem_vm *vm, uint64_t gfn)
 {
-	return gmem_slots_find(atomic_load(&vm->mmu.slots), gfn);
+	return gmem_slots_find(gmem_mmu_slots(&vm->mmu), gfn);
 }
 
 /* ---- vcpu.c */

@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: MIT */
+/* What other rooms see of the tables: a page for the time of an epoch, slots, whether the VM lives, counts. */
+#include "base/range.h"
+#include "mmu/mmu.h"
+
+static bool serves(uint64_t e, uint32_t access, enum gmem_want want)
+{
+	if (!e || ((access & GMEM_ACCESS_WRITE) && !(e & GMEM_PTE_WRITE)))
+		return false;
+	return want == GMEM_WANT_ANY || (want == GMEM_WANT_PRIVATE) == !!(e & GMEM_PTE_PRIVATE);
+}
+
+char *gmem_mmu_enter(struct gmem_vcpu *vcpu, uint64_t gfn, uint32_t access, enum gmem_want want)
+{
+	struct gmem_mmu *mmu = vcpu->mmu;
+	uint64_t e;
+
+	/* Another vCPU, or a launch, may have made the tables. */
+	if (!vcpu->root)
+		vcpu->root = atomic_load(&mmu->root);
+	if (!vcpu->root)
+		return NULL;
+	gmem_epoch_enter(&mmu->epoch, &vcpu->reader);
+	e = gmem_mmu_walk(vcpu, gfn);
+	if (serves(e, access, want))
+		return (char *)(uintptr_t)(gmem_pte_pfn(e) << GMEM_PAGE_SHIFT);
+	gmem_epoch_leave(&vcpu->reader);
+	return NULL;
+}
+
+void gmem_mmu_leave(struct gmem_vcpu *vcpu)
+{
+	gmem_epoch_leave(&vcpu->reader);
+}
+
+bool gmem_mmu_mapped(struct gmem_mmu *mmu, uint64_t gfn)
+{
+	struct gmem_vcpu nobody = { .mmu = mmu, .root = atomic_load(&mmu->root) };
+	bool mapped;
+
+	if (!nobody.root)
+		return false;
+	gmem_rwlock_lock_shared(&mmu->lock);
+	mapped = gmem_mmu_walk(&nobody, gfn);
+	gmem_rwlock_unlock_shared(&mmu->lock);
+	return mapped;
+}
+
+struct gmem_slots *gmem_mmu_publish_slots(struct gmem_mmu *mmu, struct gmem_slots *new)
+{
+	struct gmem_slots *old = atomic_exchange(&mmu->slots, new);
+
+	gmem_epoch_wait(&mmu->epoch);
+	return old;
+}
+
+void gmem_mmu_wait_readers(struct gmem_mmu *mmu)
+{
+	gmem_epoch_wait(&mmu->epoch);
+}
+
+void gmem_mmu_stats(struct gmem_mmu *mmu, struct gmem_vm_stats *stats)
+{
+	stats->private_maps = mmu->private_maps;
+	stats->faults = mmu->faults;
+	stats->lookups = mmu->lookups;
+	stats->retries = mmu->retries;
+	stats->table_bytes = gmem_mmu_table_bytes(mmu);
+}
