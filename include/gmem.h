@@ -197,9 +197,8 @@ pid_t gmem_file_want_fill(struct gmem_file *file);
  * The errors of KVM_SET_MEMORY_ATTRIBUTES2: -EINVAL (attributes, len 0, a range that wraps, is not page-aligned or
  * reaches past the end), -EAGAIN (a page is pinned; GMEM_FILE_STRICT: part of a large page is in use), -ENOMEM,
  * -ENOSPC. Also -EBUSY (the memory is, or once was, open in a second object, or behind a keeper, or in a forked child's
- * view), -EOPNOTSUPP (a view that cannot be marked),
- * -EMFILE, -ENFILE, -EIO (after fork(2)). `ret_error_off`, if not NULL, is set on failures other than -EINVAL: the
- * first page that stood in the way, or where the range begins.
+ * view), -EOPNOTSUPP (a view that cannot be marked), -EMFILE, -ENFILE, -EIO (after fork(2)). `ret_error_off`, if not
+ * NULL, is set on failures other than -EINVAL: the first page that stood in the way, or where the range begins.
  */
 int gmem_file_set_attributes(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t attributes,
 			     uint64_t *ret_error_off);
@@ -488,8 +487,8 @@ int gmem_vcpu_exit(const struct gmem_vcpu *vcpu, struct gmem_exit *ret);
  * What is done with each page of a populate: measuring it, giving it to firmware, mapping it. `pfn` is the frame, which
  * holds the bytes; gmem_pfn_addr() is where. `src` is the source's page, brought in: a copy, not the caller's memory;
  * NULL without a source. 0: the page is up to date. A negative errno ends the populate: a page that was absent before
- * is absent again, one that was there gets its bytes back, and neither is mapped. What the function has mapped guests
- * can see at once: map last.
+ * is absent again, one that was there gets its bytes back, and neither is mapped. What the function has mapped, guests
+ * see at once, also if it fails after that.
  *
  * Called with the VM's slots lock and the file's invalidate lock held: it must not call into either, but
  * gmem_mmu_map_private_pfn(), and must not touch memory that could be lazily served.
