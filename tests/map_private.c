@@ -4,6 +4,7 @@
 
 #include "mmu_util.h"
 #include "pager_util.h"
+
 #include "dies_util.h"
 
 #define LEN (64 * PG)
@@ -432,13 +433,23 @@ static void without_slots_lock(void)
 	gmem_mmu_map_private_pfn(vcpu, 5, pfn);
 }
 
-static void violates(void (*fn)(void))
+/* That of another file does not do. */
+static void with_anothers_invalidate_lock(void)
+{
+	struct gmem_file *other = make_file(LEN, GMEM_FILE_INIT_PRIVATE);
+
+	gmem_vm_lock_slots(vm);
+	gmem_rwlock_lock(&other->invalidate_lock);
+	gmem_mmu_map_private_pfn(vcpu, 5, pfn_of(5));
+}
+
+static void violates(void (*fn)(void), const char *how)
 {
 	static char text[32768];
 
 	dies(fn, text, sizeof(text));
 	CHECK_HAS(text, "lock order violation");
-	CHECK_HAS(text, "none is held");
+	CHECK_HAS(text, how);
 }
 
 TEST(asserts_its_locks)
@@ -447,7 +458,8 @@ TEST(asserts_its_locks)
 	SKIP("lockcheck", "this build has no lock checker");
 #endif
 	set_up(GMEM_FILE_INIT_PRIVATE);
-	violates(without_the_invalidate_lock);
-	violates(without_slots_lock);
+	violates(without_the_invalidate_lock, "held");
+	violates(without_slots_lock, "held");
+	violates(with_anothers_invalidate_lock, "not held");
 	tear_down();
 }

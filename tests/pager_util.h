@@ -36,6 +36,20 @@ static inline void need_uffd(void)
 	close(fd);
 }
 
+/* A view takes a descriptor with markers. */
+static inline void need_markers(void)
+{
+	bool um;
+	int fd = gmem_sys_uffd_open(UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM |
+					    UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
+					    UFFD_FEATURE_POISON,
+				    &um);
+
+	if (fd < 0)
+		SKIP("uffd", "no userfaultfd with page markers: %s", strerror(-fd));
+	close(fd);
+}
+
 /* The word at `off` of memory number `id`; every eighth page of an image is zero. */
 static inline uint64_t word_at(unsigned int id, uint64_t off)
 {

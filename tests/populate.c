@@ -373,6 +373,27 @@ TEST(in_place)
 	rig_down(&r);
 }
 
+/* Punched before, with bytes and without; and the next populate finds it as any other. */
+TEST(punched_page_is_up_to_date)
+{
+	char *src = source_pages(0, NPAGES);
+	struct rig r;
+	struct plan plan = { .r = &r, .src = src };
+
+	rig_up(&r, NPAGES, GMEM_FILE_INIT_PRIVATE);
+	CHECK_EQ(run(&plan, 0, src, 1, 0), 1);
+	CHECK_OK(gmem_file_punch(r.file, FIRST * P, 2 * P));
+	for (int round = 0; round < 2; round++) {
+		CHECK_EQ(run(&plan, 0, src, 2, 0), 2);
+		for (uint64_t i = 0; i < 2; i++) {
+			CHECK_EQ(gmem_file_page_state(r.file, (FIRST + i) * P), GMEM_PAGE_UPTODATE);
+			check_guest(&r, i, 0, i);
+		}
+		CHECK_EQ(resident(r.file), 2);
+	}
+	rig_down(&r);
+}
+
 /* ---- turns */
 
 static void *populate_half(void *arg)

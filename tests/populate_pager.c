@@ -97,6 +97,29 @@ static void populate_from_a_served_view(struct marks *marks)
 	gmem_file_free(target);
 }
 
+#if !defined(GMEM_TEST_SOURCE_UNDER_LOCK) || defined(GMEM_TEST_UNCHECKED)
+
+/* From memory that nobody serves. What counts is what was brought in with no lock of a file held. */
+static void count_sources(uint64_t want)
+{
+	static char src[NPAGES * P] __attribute__((aligned(4096)));
+	struct gmem_vm_stats st = { .size = sizeof(st) };
+	struct gmem_file *target = new_file(NPAGES * P);
+	struct gmem_vm *vm;
+
+	CHECK_OK(gmem_file_set_attributes(target, 0, NPAGES * P, GMEM_ATTRIBUTE_PRIVATE, NULL));
+	CHECK_OK(gmem_vm_create(NULL, &vm));
+	set_slot(vm, target);
+	CHECK_EQ(gmem_populate(vm, GFN, src, (int64_t)NPAGES, 0, NULL, NULL), (int64_t)NPAGES);
+	CHECK_OK(gmem_vm_stats(vm, &st));
+	CHECK_EQ(st.populated, NPAGES);
+	CHECK_EQ(st.sources, want);
+	gmem_vm_free(vm);
+	gmem_file_free(target);
+}
+
+#endif
+
 #ifdef GMEM_TEST_SOURCE_UNDER_LOCK
 
 /* Runs it in a child, whose standard error can be read from the returned descriptor. */
@@ -218,7 +241,17 @@ TEST(source_under_the_lock_hangs)
 	munmap(marks, P);
 }
 
+TEST(sources_under_the_lock_are_not_counted)
+{
+	count_sources(0);
+}
+
 #else
+
+TEST(sources_are_counted)
+{
+	count_sources(NPAGES);
+}
 
 TEST(source_served_by_a_pager_that_needs_the_target)
 {

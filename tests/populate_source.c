@@ -372,6 +372,43 @@ TEST(failed_writes_leave_nothing)
 	rig_down(&r);
 }
 
+/* Absent to the table, and a view has put bytes there: they stay. */
+static void failed_write_over_a_view(const char *src, gmem_populate_fn fn, bool halfway)
+{
+	struct gmem_view *view;
+	struct rig r;
+	struct plan plan = { .r = &r };
+
+	rig_up(&r, NPAGES, 0);
+	CHECK_OK(gmem_view_map(r.file, FIRST * P, P, PROT_READ | PROT_WRITE, &view));
+	page_bytes(5, 0, gmem_view_addr(view));
+	convert(&r, 0, NPAGES, true);
+	fail_halfway = halfway;
+	fail_err = -ENOSPC;
+	fail_in = 1;
+	CHECK_ERR(gmem_populate(r.vm, GFN, src, 1, 0, fn, &plan), -ENOSPC);
+	CHECK_EQ(fail_in, 0);
+	CHECK_EQ(plan.calls, 0);
+	check_no_lock(&r);
+	check_guest(&r, 0, 5, 0);
+	gmem_view_unmap(view);
+	rig_down(&r);
+}
+
+TEST(failed_allocation_keeps_the_bytes_of_a_view)
+{
+	for (int how = 0; how < 4; how++)
+		failed_write_over_a_view(NULL, how & 1 ? planned : NULL, how & 2);
+}
+
+TEST(failed_write_keeps_the_bytes_of_a_view)
+{
+	const char *src = source_pages(0, 1);
+
+	for (int how = 0; how < 4; how++)
+		failed_write_over_a_view(src, how & 1 ? planned : NULL, how & 2);
+}
+
 /* Fewer bytes than asked for: whole pages count, half a page is none; never bytes that were not read. */
 TEST(short_looks_at_the_source)
 {

@@ -18,20 +18,6 @@ struct scene {
 	uint64_t len;
 };
 
-/* A view takes a descriptor with markers. */
-static inline void need_markers(void)
-{
-	bool um;
-	int fd = gmem_sys_uffd_open(UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM |
-					    UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
-					    UFFD_FEATURE_POISON,
-				    &um);
-
-	if (fd < 0)
-		SKIP("uffd", "no userfaultfd with page markers: %s", strerror(-fd));
-	close(fd);
-}
-
 static inline struct gmem_file *new_file(uint64_t len, uint32_t flags)
 {
 	struct gmem_file_opts o = { .size = sizeof(o), .flags = flags };

@@ -215,12 +215,12 @@ TEST(a_wait_holds_nobody_up)
 	CHECK_EQ(load64(other, 3 * P), word_at(4, 3 * P));
 	CHECK_OK(gmem_file_punch(s.file, 3 * P, P));
 	CHECK_EQ(load64(other, 3 * P), 0);
-	CHECK_OK(del_slot(w.g.vm, 0));
 	CHECK(!atomic_load(&w.done));
-	/* The slot is gone when the page is there at last. */
-	atomic_store(&s.src.release, true);
+	/* Without its slot it waits no more. */
+	CHECK_OK(del_slot(w.g.vm, 0));
 	join(t);
 	CHECK_EQ(w.err, -EFAULT);
+	atomic_store(&s.src.release, true);
 	gmem_vcpu_free(other);
 	end(&w.g);
 	tear_down(&s);
