@@ -195,3 +195,31 @@ TEST(parents_slots_lock_is_held)
 	CHECK_EQ(load64(s.vcpu, 0), 77);
 	tear_down(&s);
 }
+
+static void *punch(void *arg)
+{
+	struct scene *s = arg;
+
+	CHECK_OK(gmem_file_punch(s->file, 2 * PG, PG));
+	return NULL;
+}
+
+/* One that has no reference of its own sleeps in the file's lock, which the populate holds. */
+TEST(parents_thread_sleeps_in_the_lock)
+{
+	struct scene s;
+	pthread_t t, sleeper;
+
+	set_up(&s, GMEM_FILE_INIT_PRIVATE);
+	t = start(populate, &s);
+	wait_inside(&s);
+	sleeper = start(punch, &s);
+	while (!atomic_load(&s.file->invalidate_lock.sleepers))
+		usleep(100);
+	usleep(20000);
+	child_frees(&s);
+	atomic_store(&s.go_on, true);
+	join(t);
+	join(sleeper);
+	tear_down(&s);
+}

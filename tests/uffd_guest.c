@@ -146,6 +146,36 @@ TEST(who_served_is_gone)
 	tear_down_guest(&g);
 }
 
+/* A child made by fork(2) has a copy of the object, and none of its guests. */
+TEST(a_child_frees_its_copy)
+{
+	struct guest g;
+	int status;
+	pid_t pid;
+
+	set_up_guest(&g);
+	guest_starts(&g, 5);
+	guest_event(&g);
+	fflush(NULL);
+	pid = fork();
+	CHECK(pid >= 0);
+	if (!pid) {
+		alarm(5);
+		gmem_uffd_free(g.s.uffd);
+		gmem_view_unmap(g.s.view);
+		gmem_file_free(g.s.file);
+		_exit(0);
+	}
+	CHECK_EQ(waitpid(pid, &status, 0), pid);
+	CHECK_EQ(status, 0);
+	CHECK(!atomic_load(&g.done));
+	CHECK_EQ(gmem_uffd_copy(g.s.uffd, g.s.view, 5 * P, "of the parent's, and no less than a page of it", 1),
+		 -EINVAL);
+	gmem_vcpu_cancel(g.vcpu);
+	CHECK_EQ(guest_ends(&g), -EINTR);
+	tear_down_guest(&g);
+}
+
 TEST(the_view_is_unmapped)
 {
 	struct guest g;

@@ -71,12 +71,16 @@ int gmem_uffd_create(const struct gmem_uffd_opts *opts, struct gmem_uffd **ret)
 void gmem_uffd_free(struct gmem_uffd *uffd)
 {
 	struct gmem_uffd_member *next;
+	bool ours;
 
 	if (!uffd)
 		return;
+	/* In a forked child guests and readers seem to be in it that are not there: nobody to wait for. */
+	ours = uffd->pid == getpid();
 	for (struct gmem_uffd_member *m = uffd->members; m; m = next) {
 		next = m->next;
-		gmem_uffd_end_supply(m);
+		if (ours)
+			gmem_uffd_end_supply(m);
 		m->view->unmapping = NULL;
 		m->view->server = NULL;
 		free(m);
@@ -85,8 +89,10 @@ void gmem_uffd_free(struct gmem_uffd *uffd)
 		close(uffd->epoll);
 	if (uffd->guest_event >= 0)
 		close(uffd->guest_event);
-	pthread_cond_destroy(&uffd->resolved);
-	pthread_mutex_destroy(&uffd->m);
+	if (ours) {
+		pthread_cond_destroy(&uffd->resolved);
+		pthread_mutex_destroy(&uffd->m);
+	}
 	free(uffd);
 }
 

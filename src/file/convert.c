@@ -67,14 +67,14 @@ static bool lost(const struct gmem_file *file, uint64_t off)
 	return gmem_state_word(&file->state, off >> GMEM_PAGE_SHIFT) & GMEM_WORD_POISONED;
 }
 
-/* The host may touch the piece again, but not read a zero where a page was lost in moving. */
+/* The host may touch the piece again, but not read a zero where a page was lost. */
 static int let_in(struct gmem_view *view, uint64_t off, uint64_t len)
 {
 	const struct gmem_file *file = view->file;
 	uint64_t end = off + len;
 	int err = 0;
 
-	if (!(file->flags & GMEM_FILE_STRICT))
+	if (!atomic_load(&file->state.lost))
 		return gmem_view_unmark(view, off, len);
 	for (uint64_t to; off < end && !err; off = to) {
 		bool out = lost(file, off);

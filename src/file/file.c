@@ -163,13 +163,16 @@ void gmem_file_get(struct gmem_file *file)
 
 static void destroy(struct gmem_file *file)
 {
+	/* In a forked child threads seem to sleep in it that are not there, and it would wait for them. */
+	bool ours = gmem_file_ours(file);
 	struct gmem_supply *next;
 
 	for (struct gmem_supply *s = file->supplies; s; s = next) {
 		next = s->next;
 		free(s);
 	}
-	if (file->window)
+	/* A child has no window: something else may be there. */
+	if (file->window && ours)
 		munmap(file->window, file->len);
 	if (file->pins)
 		munmap(file->pins, (file->len >> GMEM_PAGE_SHIFT) * sizeof(uint32_t));
@@ -178,7 +181,8 @@ static void destroy(struct gmem_file *file)
 	gmem_state_close(&file->state);
 	if (file->fd >= 0)
 		close(file->fd);
-	gmem_rwlock_destroy(&file->invalidate_lock);
+	if (ours)
+		gmem_rwlock_destroy(&file->invalidate_lock);
 	free(file);
 }
 

@@ -86,7 +86,7 @@ struct gmem_binding {
 struct gmem_binding_ops {
 	/*
 	 * Translations of the pages of [off, off + len) that are on these sides go: no access can use one any more when
-	 * it returns, and none is made before the matching end(). Invalidate lock held, exclusive.
+	 * it returns, and no fault makes one before the matching end(). Invalidate lock held, exclusive.
 	 */
 	void (*invalidate_begin)(struct gmem_binding *b, uint64_t off, uint64_t len, uint32_t sides);
 	void (*invalidate_end)(struct gmem_binding *b);
@@ -248,6 +248,7 @@ struct gmem_view {
 	uint64_t off, len;
 	struct gmem_file *file; /* has a reference */
 	int prot;
+	pid_t pid; /* of the process that mapped it: a forked child does not have it */
 	int uffd; /* ours; or -1: held as long as the view, or its untouched pages would be zero */
 	enum gmem_view_use use;
 	bool private_events; /* a private page is left without translation and marker: its touch is an event */

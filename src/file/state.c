@@ -213,6 +213,7 @@ void gmem_state_fill(struct gmem_state *s, uint64_t page)
 void gmem_state_lose(struct gmem_state *s, uint64_t page)
 {
 	atomic_store_explicit(&s->words[page], GMEM_WORD_POISONED, memory_order_release);
+	atomic_store(&s->lost, true);
 }
 
 bool gmem_state_zero(struct gmem_state *s, uint64_t page)

@@ -88,6 +88,7 @@ struct gmem_state {
 	_Atomic uint64_t *flips; /* the bitmap */
 	uint64_t npages;
 	uint64_t map_len;
+	_Atomic bool lost; /* gmem_state_lose() was called */
 	bool init_private; /* what the header says, so that nobody can change it under us */
 	int fd;
 };

@@ -48,7 +48,7 @@ int gmem_view_map(struct gmem_file *file, uint64_t off, uint64_t len, int prot, 
 	view = calloc(1, sizeof(*view));
 	if (!view)
 		return gmem_err_sys(-ENOMEM, "gmem_view_map");
-	*view = (struct gmem_view){ .off = off, .len = len, .file = file, .prot = prot, .uffd = -1 };
+	*view = (struct gmem_view){ .off = off, .len = len, .file = file, .prot = prot, .uffd = -1, .pid = getpid() };
 	view->addr = mmap(NULL, len, prot, MAP_SHARED | MAP_NORESERVE, file->fd, (off_t)off);
 	if (view->addr == MAP_FAILED) {
 		err = gmem_err_sys(-errno, "gmem_view_map: %llu bytes", (unsigned long long)len);
@@ -73,6 +73,18 @@ out_free:
 	return err;
 }
 
+/*
+ * In a forked child, of a view it did not inherit: something else may be at its address, and the lock that guards the
+ * list may be held by a thread the child has not got. So the copy stays in the list, of no use to anybody.
+ */
+static void let_go_of_copy(struct gmem_view *view)
+{
+	if (view->uffd >= 0)
+		close(view->uffd);
+	view->uffd = -1;
+	gmem_file_put(view->file);
+}
+
 void gmem_view_unmap(struct gmem_view *view)
 {
 	struct gmem_view **at;
@@ -81,6 +93,10 @@ void gmem_view_unmap(struct gmem_view *view)
 		return;
 	if (view->unmapping)
 		view->unmapping(view->server, view);
+	if (view->pid != getpid()) {
+		let_go_of_copy(view);
+		return;
+	}
 	gmem_rwlock_lock(&view->file->invalidate_lock);
 	at = &view->file->views;
 	while (*at != view)

@@ -36,6 +36,7 @@ struct populate {
 	uint64_t left; /* pages, that one included */
 	char *bounce; /* BATCH pages; NULL: in place */
 	uint32_t have, used; /* pages in it, and of them how many are done */
+	uint32_t replaced; /* pages that were in place */
 	bool locked; /* the file's lock is held */
 	bool refused; /* the function failed: the error is its own, whichever it is */
 };
@@ -149,7 +150,6 @@ static int read_old(const struct populate *p, uint64_t off, char *old)
 	return err ? gmem_err_sys(err, "gmem_populate: gfn 0x%llx", (unsigned long long)p->gfn) : 0;
 }
 
-/* The function may have mapped the frame before it failed. */
 static void begin(const struct populate *p, uint64_t off, uint32_t sides)
 {
 	gmem_file_invalidate_begin(p->file, off, GMEM_PAGE_SIZE, sides);
@@ -183,6 +183,7 @@ static int populate_absent(struct populate *p, uint64_t off)
 			ops->publish(p->file, &folio);
 			return 0;
 		}
+		/* The function may have mapped the frame before it failed. */
 		begin(p, off, BOTH);
 		ops->remove(p->file, &folio);
 		end(p, off);
@@ -201,14 +202,16 @@ static int replace(struct populate *p, uint64_t off)
 	char old[GMEM_PAGE_SIZE];
 	int err = read_old(p, off, old);
 
-	if (!err)
-		err = overwrite(p, off);
+	if (err)
+		return err;
+	err = overwrite(p, off);
 	if (!err)
 		err = call(p);
 	if (!err) {
 		gmem_state_fill(&p->file->state, page);
 		return 0;
 	}
+	/* The function may have mapped the frame before it failed. */
 	begin(p, off, BOTH);
 	if (had_memory)
 		put_back(p, off, old);
@@ -237,6 +240,7 @@ static int populate_present(struct populate *p, uint64_t off)
 		end(p, off);
 	}
 	end(p, off);
+	p->replaced++;
 	return err;
 }
 
@@ -330,6 +334,9 @@ static int wait_for(const struct populate *p, int err)
 	case -ENODATA:
 		/* In place, an absent page that somebody supplies is brought in like a source: without the lock. */
 		err = gmem_file_bring_in(p->file, gmem_slot_off(p->slot, p->gfn), &w.wait);
+		/* Brought in after all, by one who is gone since. */
+		if (err == -EIO && p->file->ops->present(p->file, gmem_slot_off(p->slot, p->gfn)))
+			return 0;
 		/* Supplied no more; or cancelled, or dead, which the next attempt sees. */
 		return err == -ENOENT || err == -EINTR ? 0 : err;
 	case -EHWPOISON:
@@ -341,6 +348,7 @@ static int wait_for(const struct populate *p, int err)
 
 static int64_t populate(struct populate *p, int *ret_why)
 {
+	const struct timespec breath = { .tv_nsec = 50000 };
 	int64_t done = 0;
 	int err = 0;
 
@@ -364,6 +372,11 @@ static int64_t populate(struct populate *p, int *ret_why)
 		done++;
 		if (p->src)
 			p->src += GMEM_PAGE_SIZE;
+		/* Each page in place was an invalidation, and guests' faults begin anew with each: let them through. */
+		if (p->replaced == BATCH) {
+			nanosleep(&breath, NULL);
+			p->replaced = 0;
+		}
 	}
 	*ret_why = err;
 	return done ? done : err;

@@ -162,8 +162,10 @@ static int bring_in(struct gmem_vcpu *vcpu, const struct found *f, uint64_t seq)
 		/* The flag has only been looked at. */
 		return gmem_vcpu_cancelled(vcpu) ? -EINTR : -EAGAIN;
 	case -EIO:
-		/* Brought in after all, by one who is gone since. */
-		return f->file->ops->present(f->file, f->off) ? 0 : -EIO;
+		/* Brought in after all, by one who is gone since; or converted before the wait began. */
+		if (f->file->ops->present(f->file, f->off))
+			return 0;
+		return gmem_file_private(f->file, f->off) == f->m.private ? -EIO : -EAGAIN;
 	case -ENOENT:
 		return 0;
 	default:

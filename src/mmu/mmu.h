@@ -169,7 +169,10 @@ int gmem_mmu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gfn, enum gmem_want want
 
 /* ---- zap.c */
 
-/* Translations of those sides in [gfn, gfn + npages) go, and none is made before the matching end. No mmu lock held. */
+/*
+ * Translations of those sides in [gfn, gfn + npages) go, and no fault makes one before the matching end. No mmu lock
+ * held.
+ */
 void gmem_mmu_invalidate_begin(struct gmem_mmu *mmu, uint64_t gfn, uint64_t npages, uint32_t sides);
 void gmem_mmu_invalidate_end(struct gmem_mmu *mmu);
 /* Both in one. */

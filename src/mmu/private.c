@@ -3,8 +3,8 @@
  * Mapping a private frame that the caller already holds, in the middle of a populate.
  *
  * The file is not asked again: its invalidate lock is held by the caller, exclusive, and a look-up that took it would
- * wait for itself. That lock, and slots_lock, also keep every invalidation of the frame out, so that none has to be
- * looked for.
+ * wait for itself. That lock, and slots_lock, also keep every invalidation of the frame out but the caller's own, which
+ * must not be looked for.
  */
 #include <errno.h>
 
