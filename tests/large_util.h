@@ -12,22 +12,28 @@
 #define MADV_COLLAPSE 25
 #endif
 
-/* A view of two large pages, at an address at which they could be mapped as such. */
+/*
+ * A view of two large pages, at an address at which they could be mapped as such: mappings go where there is room, the
+ * highest place first, so a hole of just that size in a large reserve is where it goes.
+ */
 static inline struct gmem_view *aligned_view(struct gmem_file *file)
 {
-	struct gmem_view *view = view_of(file, 0, 2 * LARGE_PAGES, PROT_READ | PROT_WRITE);
+	const size_t len = 2 * LARGE, room = 2 * len;
 
-	for (int tries = 0; (uintptr_t)gmem_view_addr(view) % LARGE; tries++) {
-		size_t over = (uintptr_t)gmem_view_addr(view) % LARGE;
+	for (int tries = 0; tries < 20; tries++) {
+		char *reserve = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		char *at = (char *)(((uintptr_t)reserve + LARGE - 1) & ~(uintptr_t)(LARGE - 1));
+		struct gmem_view *view;
 
-		if (tries == 20)
-			SKIP("thp", "no aligned address for a view");
-		gmem_view_unmap(view);
-		/* Mappings grow downwards: the next one comes to lie below this. */
-		CHECK(mmap(NULL, over, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) != MAP_FAILED);
+		CHECK(reserve != MAP_FAILED);
+		CHECK_EQ(munmap(at, len), 0);
 		view = view_of(file, 0, 2 * LARGE_PAGES, PROT_READ | PROT_WRITE);
+		/* Kept, so that the next attempt does not find a place that is not aligned there. */
+		if ((uintptr_t)gmem_view_addr(view) % LARGE == 0)
+			return view;
+		gmem_view_unmap(view);
 	}
-	return view;
+	SKIP("thp", "no aligned address for a view");
 }
 
 /* By way of a mapping that is not the view. */
