@@ -9,12 +9,10 @@
  */
 #include <errno.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "base/err.h"
 #include "base/range.h"
 #include "file/file.h"
-#include "sys/memfd.h"
 
 #define REHOME_LEN (2ull << 20) /* a large page of shared memory: given up whole, or not at all */
 
@@ -97,15 +95,15 @@ static int let_in_or_go_on(struct gmem_view *view, uint64_t off, uint64_t len)
 /* What cannot be written, at a second attempt that is one page at a time, is lost. Half a page is no page. */
 static int put_back(struct gmem_file *file, const char *buf, uint64_t n, uint64_t off)
 {
-	int err = gmem_pwrite_all(file->fd, buf, n, off), ret = 0;
+	int err = file->ops->write(file, off, buf, n), ret = 0;
 
 	for (uint64_t at = 0; err && at < n; at += GMEM_PAGE_SIZE) {
-		int one = gmem_pwrite_all(file->fd, buf + at, GMEM_PAGE_SIZE, off + at);
+		int one = file->ops->write(file, off + at, buf + at, GMEM_PAGE_SIZE);
 
 		if (!one)
 			continue;
 		gmem_state_lose(&file->state, (off + at) >> GMEM_PAGE_SHIFT);
-		(void)gmem_memfd_punch(file->fd, off + at, GMEM_PAGE_SIZE);
+		(void)file->ops->punch(file, off + at, GMEM_PAGE_SIZE);
 		ret = gmem_err_sys(one, "gmem_file_set_attributes: no memory to move the page at 0x%llx to: it is lost",
 				   (unsigned long long)(off + at));
 	}
@@ -123,19 +121,19 @@ static int rehome(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t *
 	int err = buf ? 0 : gmem_err_sys(-ENOMEM, "gmem_file_set_attributes");
 
 	while (!err && off < end) {
-		off_t data = lseek(file->fd, (off_t)off, SEEK_DATA);
+		int64_t data = file->ops->next_data(file, off);
 		uint64_t n;
 
 		if (data < 0 || (uint64_t)data >= end)
 			break;
 		off = gmem_page_round_down((uint64_t)data);
 		n = gmem_min_u64(end, (off | (REHOME_LEN - 1)) + 1) - off;
-		data = lseek(file->fd, (off_t)off, SEEK_HOLE);
-		if (data > (off_t)off)
+		data = file->ops->next_hole(file, off);
+		if (data > (int64_t)off)
 			n = gmem_min_u64(n, (uint64_t)data - off);
-		err = gmem_pread_all(file->fd, buf, n, off);
+		err = file->ops->read(file, off, buf, n);
 		if (!err)
-			err = gmem_memfd_punch(file->fd, off, n);
+			err = file->ops->punch(file, off, n);
 		if (err) {
 			gmem_err_sys(err, "gmem_file_set_attributes: moving the page at 0x%llx",
 				     (unsigned long long)off);

@@ -34,7 +34,7 @@ struct gmem_folio {
 
 /*
  * How pages of one kind of memory are found and brought in: one table a kind. Callers of all but `present` hold the
- * invalidate lock shared. A page goes alloc -> insert -> publish, or is undone by remove.
+ * invalidate lock, shared or exclusive. A page goes alloc -> insert -> publish, or is undone by remove.
  */
 struct gmem_backing_ops {
 	/* May [off, off + len) take userfaults? Not where pages began private. */
@@ -66,6 +66,20 @@ struct gmem_backing_ops {
 	void (*publish)(struct gmem_file *file, struct gmem_folio *folio);
 	/* Undoes insert: drops the pages and unlocks. */
 	void (*remove)(struct gmem_file *file, struct gmem_folio *folio);
+
+	/*
+	 * The bytes themselves, whatever the table says of the pages; 0 or -errno without text. `buf` is memory that
+	 * never faults. The invalidate lock or page locks keep others away, where that matters. -EHWPOISON: a memory
+	 * error.
+	 */
+	int (*read)(struct gmem_file *file, uint64_t off, void *buf, uint64_t len);
+	int (*write)(struct gmem_file *file, uint64_t off, const void *buf, uint64_t len);
+	/* Whole pages: zeroed memory where there is none; the memory given back. */
+	int (*allocate)(struct gmem_file *file, uint64_t off, uint64_t len);
+	int (*punch)(struct gmem_file *file, uint64_t off, uint64_t len);
+	/* The first byte from `off` on that has memory, or that has none. -ENXIO: no such byte. */
+	int64_t (*next_data)(const struct gmem_file *file, uint64_t off);
+	int64_t (*next_hole)(const struct gmem_file *file, uint64_t off);
 };
 
 /* Sides of a page, as a mask. */

@@ -5,12 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "base/err.h"
 #include "base/range.h"
 #include "file/file.h"
-#include "sys/memfd.h"
 
 /* A page lock is held for the time of a copy, or until its dead holder is fenced. */
 void gmem_file_wait_for_page(struct gmem_file *file, uint64_t off)
@@ -35,7 +33,7 @@ int gmem_file_punch(struct gmem_file *file, uint64_t off, uint64_t len)
 	gmem_file_invalidate_begin(file, off, len, GMEM_SIDE_SHARED | GMEM_SIDE_PRIVATE);
 	for (uint64_t page = off >> GMEM_PAGE_SHIFT; page < (off + len) >> GMEM_PAGE_SHIFT; page++)
 		gmem_state_remove(&file->state, page);
-	err = gmem_memfd_punch(file->fd, off, len);
+	err = file->ops->punch(file, off, len);
 	gmem_file_invalidate_end(file, off, len);
 	gmem_rwlock_unlock(&file->invalidate_lock);
 	if (err)
@@ -46,14 +44,14 @@ int gmem_file_punch(struct gmem_file *file, uint64_t off, uint64_t len)
 
 bool gmem_file_has_memory(const struct gmem_file *file, uint64_t off, uint64_t len)
 {
-	off_t data = lseek(file->fd, (off_t)off, SEEK_DATA);
+	int64_t data = file->ops->next_data(file, off);
 
 	return data >= 0 && (uint64_t)data < off + len;
 }
 
 int gmem_file_back(struct gmem_file *file, uint64_t off, uint64_t len)
 {
-	int err = gmem_memfd_allocate(file->fd, off, len);
+	int err = file->ops->allocate(file, off, len);
 
 	if (err)
 		return gmem_err_sys(err, "guest memory file: %llu bytes at 0x%llx", (unsigned long long)len,
@@ -73,7 +71,7 @@ int gmem_file_poison_page(struct gmem_file *file, uint64_t off)
 		return -EEXIST;
 	if (got == GMEM_STATE_BUSY)
 		return -EBUSY;
-	(void)gmem_memfd_punch(file->fd, off, GMEM_PAGE_SIZE);
+	(void)file->ops->punch(file, off, GMEM_PAGE_SIZE);
 	if (got == GMEM_STATE_ABANDONED || !gmem_state_poison(&file->state, page, generation)) {
 		gmem_state_unlock(&file->state, page, generation);
 		return -EEXIST;
@@ -115,7 +113,7 @@ static int read_page(struct gmem_file *file, uint64_t page, uint32_t at, uint32_
 		memset(bounce, 0, n);
 		return 0;
 	}
-	err = gmem_pread_all(file->fd, bounce, n, (page << GMEM_PAGE_SHIFT) + at);
+	err = file->ops->read(file, (page << GMEM_PAGE_SHIFT) + at, bounce, n);
 	if (err)
 		return gmem_err_sys(err, "gmem_file_read: page at 0x%llx", (unsigned long long)page << GMEM_PAGE_SHIFT);
 	/* Again, for a forked child, whom no lock keeps apart from its parent's conversions. */
@@ -166,7 +164,7 @@ static int write_page(struct gmem_file *file, uint64_t page, uint32_t at, uint32
 	if (err == -EHWPOISON)
 		return gmem_err(err, "gmem_file_write: page at 0x%llx is poisoned", (unsigned long long)off);
 	if (err == 0) {
-		err = gmem_pwrite_all(file->fd, bounce, n, off + at);
+		err = file->ops->write(file, off + at, bounce, n);
 		return err ? gmem_err_sys(err, "gmem_file_write: page at 0x%llx", (unsigned long long)off) : 0;
 	}
 	if (err != -ENOENT)

@@ -1,227 +1,70 @@
 /* SPDX-License-Identifier: MIT */
-/* Backing operations of the user engine: a memfd, 4 KiB pages, and the page-state table. */
+/* The user engine's memory: a memfd of 4 KiB pages. */
 #include <errno.h>
 #include <unistd.h>
 
-#include "base/err.h"
 #include "base/range.h"
-#include "file/file.h"
+#include "file/backing.h"
 #include "sys/memfd.h"
-
-static const char zeroes[GMEM_PAGE_SIZE];
 
 static bool can_userfault(const struct gmem_file *file, uint64_t off, uint64_t len)
 {
 	return gmem_range_inside(off, len, file->len) && !file->state.init_private;
 }
 
-static bool present(const struct gmem_file *file, uint64_t off)
+static int read_bytes(struct gmem_file *file, uint64_t off, void *buf, uint64_t len)
 {
-	return gmem_word_content(gmem_state_word(&file->state, off >> GMEM_PAGE_SHIFT)) != GMEM_WORD_ABSENT;
+	return gmem_pread_all(file->fd, buf, len, off);
 }
 
-static int lookup(struct gmem_file *file, uint64_t off, uint32_t max, struct gmem_folio *ret)
+/*
+ * write(2) and not a mapping: it allocates without zeroing first, and a full disk or cgroup is an error, not a signal.
+ */
+static int write_bytes(struct gmem_file *file, uint64_t off, const void *buf, uint64_t len)
 {
-	uint64_t first = off >> GMEM_PAGE_SHIFT;
-	uint32_t word = gmem_state_word(&file->state, first);
-	uint32_t n = 0;
-
-	if (word & GMEM_WORD_POISONED)
-		return -EHWPOISON;
-	if (gmem_word_content(word) == GMEM_WORD_ABSENT)
-		return gmem_word_locked(word, gmem_file_generation(file)) ? -EBUSY : -ENOENT;
-	while (n < max && first + n < file->state.npages &&
-	       gmem_word_content(gmem_state_word(&file->state, first + n)) != GMEM_WORD_ABSENT)
-		n++;
-	*ret = (struct gmem_folio){ .off = off, .npages = n };
-	return 0;
+	return gmem_pwrite_all(file->fd, buf, len, off);
 }
 
-static int alloc(struct gmem_file *file, uint64_t off, uint32_t npages, struct gmem_folio *ret)
+static int allocate(struct gmem_file *file, uint64_t off, uint64_t len)
 {
-	if (off >= file->len)
-		return -ERANGE;
-	/* The memory itself comes from shmem when the bytes are written, under shmem's own policy for the range. */
-	if (npages > GMEM_FOLIO_MAX_PAGES)
-		npages = GMEM_FOLIO_MAX_PAGES;
-	*ret = (struct gmem_folio){
-		.off = off,
-		.npages = (uint32_t)gmem_min_u64(npages, (file->len - off) >> GMEM_PAGE_SHIFT),
-	};
-	return 0;
+	return gmem_memfd_allocate(file->fd, off, len);
 }
 
-/* Bytes of a page whose lock is ours go, and then the lock: unfilled again, or removed if it was doomed. */
-static void drop(struct gmem_file *file, uint64_t page, uint32_t generation)
+static int punch(struct gmem_file *file, uint64_t off, uint64_t len)
 {
-	if (!gmem_state_owns(&file->state, page, generation))
-		return;
-	(void)gmem_memfd_punch(file->fd, page << GMEM_PAGE_SHIFT, GMEM_PAGE_SIZE);
-	gmem_state_unlock(&file->state, page, generation);
+	return gmem_memfd_punch(file->fd, off, len);
 }
 
-static int lock_error(enum gmem_state_lock got)
+static int64_t seek(const struct gmem_file *file, uint64_t off, int whence)
 {
-	switch (got) {
-	case GMEM_STATE_BUSY:
-		return -EBUSY;
-	case GMEM_STATE_BAD:
-		return -EHWPOISON;
-	default:
-		return -EEXIST;
-	}
+	off_t at = lseek(file->fd, (off_t)off, whence);
+
+	return at < 0 ? -errno : at;
 }
 
-/* Locks pages from the first on, as many as are there to be locked. Returns how many, or why not even one. */
-static int lock_run(struct gmem_file *file, struct gmem_folio *folio, bool *stale)
+static int64_t next_data(const struct gmem_file *file, uint64_t off)
 {
-	uint64_t first = folio->off >> GMEM_PAGE_SHIFT;
-
-	*stale = false;
-	folio->generation = gmem_file_generation(file);
-	for (uint32_t i = 0; i < folio->npages; i++) {
-		enum gmem_state_lock got = gmem_state_trylock(&file->state, first + i, folio->generation);
-
-		if (got == GMEM_STATE_ABANDONED) {
-			drop(file, first + i, folio->generation);
-			got = GMEM_STATE_IN_PLACE;
-		}
-		if (got == GMEM_STATE_STALE)
-			*stale = true;
-		else if (got != GMEM_STATE_LOCKED)
-			return i ? (int)i : lock_error(got);
-	}
-	return (int)folio->npages;
+	return seek(file, off, SEEK_DATA);
 }
 
-static int write_zeroes(struct gmem_file *file, const struct gmem_folio *folio)
+static int64_t next_hole(const struct gmem_file *file, uint64_t off)
 {
-	for (uint32_t i = 0; i < folio->npages; i++) {
-		int err = gmem_pwrite_all(file->fd, zeroes, GMEM_PAGE_SIZE, folio->off + (uint64_t)i * GMEM_PAGE_SIZE);
-
-		if (err)
-			return err;
-	}
-	return 0;
-}
-
-static void remove_folio(struct gmem_file *file, struct gmem_folio *folio)
-{
-	uint64_t first = folio->off >> GMEM_PAGE_SHIFT;
-
-	for (uint32_t i = 0; i < folio->npages; i++)
-		drop(file, first + i, folio->generation);
-	gmem_lockcheck_release(GMEM_LOCK_PAGE, &file->state.words[first]);
-}
-
-static int insert(struct gmem_file *file, struct gmem_folio *folio)
-{
-	uint64_t len;
-	bool stale;
-	int n, err;
-
-	n = lock_run(file, folio, &stale);
-	if (n < 0)
-		return n;
-	gmem_lockcheck_acquire(GMEM_LOCK_PAGE, &file->state.words[folio->off >> GMEM_PAGE_SHIFT]);
-	folio->npages = (uint32_t)n;
-	len = (uint64_t)n << GMEM_PAGE_SHIFT;
-	/*
-	 * write(2) and not a mapping: it allocates without zeroing first, and a full disk or cgroup is an error, not
-	 * a signal.
-	 */
-	if (folio->len) {
-		err = stale ? gmem_memfd_punch(file->fd, folio->off, len) : 0;
-		if (!err)
-			err = gmem_pwrite_all(file->fd, folio->data, folio->len, folio->off + folio->at);
-	} else if (folio->data)
-		err = gmem_pwrite_all(file->fd, folio->data, len, folio->off);
-	else if (stale)
-		err = write_zeroes(file, folio);
-	else
-		err = gmem_memfd_allocate(file->fd, folio->off, len);
-	if (err) {
-		remove_folio(file, folio);
-		return gmem_err_sys(err, "guest memory file: %llu bytes at 0x%llx", (unsigned long long)len,
-				    (unsigned long long)folio->off);
-	}
-	return 0;
-}
-
-static void publish(struct gmem_file *file, struct gmem_folio *folio)
-{
-	uint64_t first = folio->off >> GMEM_PAGE_SHIFT;
-
-	for (uint32_t i = 0; i < folio->npages; i++)
-		if (!gmem_state_publish(&file->state, first + i, folio->generation))
-			drop(file, first + i, folio->generation);
-	gmem_lockcheck_release(GMEM_LOCK_PAGE, &file->state.words[first]);
-}
-
-/* From `off` on, how many of `max` pages have no memory that was ever written to; -errno. */
-static int hole(const struct gmem_file *file, uint64_t off, uint32_t max)
-{
-	off_t data = lseek(file->fd, (off_t)off, SEEK_DATA);
-
-	if (data < 0)
-		return errno == ENXIO ? (int)max : -errno;
-	return (int)gmem_min_u64(((uint64_t)data - off) >> GMEM_PAGE_SHIFT, max);
-}
-
-/* The page lock is ours: nobody can put bytes there, or drop what was seen, but a mapping. */
-static int adopt_locked(struct gmem_file *file, uint64_t off, uint32_t generation)
-{
-	uint64_t page = off >> GMEM_PAGE_SHIFT;
-	int n = hole(file, off, 1);
-
-	if (n) {
-		gmem_state_unlock(&file->state, page, generation);
-		return n;
-	}
-	if (!gmem_state_publish(&file->state, page, generation))
-		drop(file, page, generation);
-	return 0;
-}
-
-static int adopt(struct gmem_file *file, uint64_t off, uint32_t max)
-{
-	uint64_t page = off >> GMEM_PAGE_SHIFT;
-	uint32_t word = gmem_state_word(&file->state, page), generation = gmem_file_generation(file);
-	enum gmem_state_lock got;
-	int n;
-
-	if (word & GMEM_WORD_POISONED)
-		return -EHWPOISON;
-	if (gmem_word_content(word) != GMEM_WORD_ABSENT)
-		return 0;
-	if (gmem_word_locked(word, generation))
-		return -EBUSY;
-	n = hole(file, off, max);
-	if (n)
-		return n;
-	got = gmem_state_trylock(&file->state, page, generation);
-	switch (got) {
-	case GMEM_STATE_LOCKED:
-		return adopt_locked(file, off, generation);
-	case GMEM_STATE_STALE:
-	case GMEM_STATE_ABANDONED:
-		/* What is there is what a dead server left: absent, or given up. */
-		drop(file, page, generation);
-		return got == GMEM_STATE_STALE;
-	case GMEM_STATE_IN_PLACE:
-		return 0;
-	default:
-		return lock_error(got);
-	}
+	return seek(file, off, SEEK_HOLE);
 }
 
 const struct gmem_backing_ops gmem_memfd_backing = {
 	.can_userfault = can_userfault,
-	.present = present,
-	.lookup = lookup,
-	.adopt = adopt,
-	.alloc = alloc,
-	.insert = insert,
-	.publish = publish,
-	.remove = remove_folio,
+	.present = gmem_backing_present,
+	.lookup = gmem_backing_lookup,
+	.adopt = gmem_backing_adopt,
+	.alloc = gmem_backing_alloc,
+	.insert = gmem_backing_insert,
+	.publish = gmem_backing_publish,
+	.remove = gmem_backing_remove,
+	.read = read_bytes,
+	.write = write_bytes,
+	.allocate = allocate,
+	.punch = punch,
+	.next_data = next_data,
+	.next_hole = next_hole,
 };

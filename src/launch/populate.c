@@ -19,7 +19,6 @@
 #include "base/range.h"
 #include "launch/populate.h"
 #include "sys/call.h"
-#include "sys/memfd.h"
 
 #define BATCH 64u /* pages brought in at a time */
 #define BOTH (GMEM_SIDE_SHARED | GMEM_SIDE_PRIVATE)
@@ -132,20 +131,20 @@ static int overwrite(const struct populate *p, uint64_t off)
 
 	if (!p->src)
 		return gmem_file_back(p->file, off, GMEM_PAGE_SIZE);
-	err = gmem_pwrite_all(p->file->fd, source_page(p), GMEM_PAGE_SIZE, off);
+	err = p->file->ops->write(p->file, off, source_page(p), GMEM_PAGE_SIZE);
 	return err ? gmem_err_sys(err, "gmem_populate: gfn 0x%llx", (unsigned long long)p->gfn) : 0;
 }
 
 /* The page is again what it was. No translation of it is left. */
 static void put_back(const struct populate *p, uint64_t off, const char *old)
 {
-	if (gmem_pwrite_all(p->file->fd, old, GMEM_PAGE_SIZE, off))
+	if (p->file->ops->write(p->file, off, old, GMEM_PAGE_SIZE))
 		gmem_state_lose(&p->file->state, off >> GMEM_PAGE_SHIFT);
 }
 
 static int read_old(const struct populate *p, uint64_t off, char *old)
 {
-	int err = gmem_pread_all(p->file->fd, old, GMEM_PAGE_SIZE, off);
+	int err = p->file->ops->read(p->file, off, old, GMEM_PAGE_SIZE);
 
 	return err ? gmem_err_sys(err, "gmem_populate: gfn 0x%llx", (unsigned long long)p->gfn) : 0;
 }
@@ -216,7 +215,7 @@ static int replace(struct populate *p, uint64_t off)
 	if (had_memory)
 		put_back(p, off, old);
 	else
-		(void)gmem_memfd_punch(p->file->fd, off, GMEM_PAGE_SIZE);
+		(void)p->file->ops->punch(p->file, off, GMEM_PAGE_SIZE);
 	end(p, off);
 	return err;
 }
