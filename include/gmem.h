@@ -103,9 +103,18 @@ bool gmem_host_has(const struct gmem_host *host, const char *name);
 struct gmem_file;
 
 enum gmem_engine {
-	GMEM_ENGINE_AUTO = 0, /* the best this library has for what was asked; today always the user engine */
-	GMEM_ENGINE_USER = 1, /* a memfd and a page-state table in shared memory */
+	GMEM_ENGINE_AUTO = 0, /* the kernel's, if the running kernel has all that is needed, else the user engine */
+	GMEM_ENGINE_USER = 1, /* a memfd and a page-state table in shared memory: has everything */
+	GMEM_ENGINE_KERNEL = 2, /* a guest_memfd of KVM's, and the table */
 };
+
+/* What a file will be used for. GMEM_ENGINE_AUTO takes the kernel engine if the kernel has all of it. */
+#define GMEM_NEED_CONVERSION (1u << 0) /* gmem_file_set_attributes() */
+#define GMEM_NEED_USERFAULT (1u << 1) /* pagers and gmem_uffd */
+#define GMEM_NEED_NUMA (1u << 2) /* mbind(2) on a view sets the file's memory policy */
+#define GMEM_NEED_VCPU (1u << 3) /* vCPUs and launches of this library, which reach private pages */
+/* KVM slots with KVM_MEM_GUEST_MEMFD, set by the caller with gmem_file_fd(): the kernel engine alone has this one. */
+#define GMEM_NEED_KVM_SLOT (1u << 4)
 
 /*
  * Pages begin private, as those of a kernel guest_memfd that was made without GUEST_MEMFD_FLAG_INIT_SHARED. Such a file
@@ -118,20 +127,33 @@ enum gmem_engine {
  * such a reference cannot be given up: then -EAGAIN, and nothing is converted.
  */
 #define GMEM_FILE_STRICT (1u << 1)
+/* The host never maps it, as a guest_memfd made without GUEST_MEMFD_FLAG_MMAP: gmem_view_map() is -ENODEV. */
+#define GMEM_FILE_NO_MMAP (1u << 2)
 
 struct gmem_file_opts {
 	size_t size; /* sizeof(struct gmem_file_opts) */
 	enum gmem_engine engine;
 	uint32_t flags; /* GMEM_FILE_* */
+	uint32_t needs; /* GMEM_NEED_*; 0: all but GMEM_NEED_KVM_SLOT */
+	/* Kernel engine: the KVM VM that the guest_memfd is made of, borrowed; 0: one that nobody else has. */
+	int kvm_vm;
 	/* Shown in /proc/PID/maps as "memfd:gmem-NAME"; NULL is "ram". At most 64 bytes, no '/'. Borrowed. */
 	const char *name;
 };
 
 /*
  * Creates a file of `len` bytes (a multiple of 4 KiB, > 0). No memory is allocated until pages are touched. `opts`
- * may be NULL. -EINVAL (length, flags, name), -ENOMEM, -EMFILE, -ENFILE. Returns an object the caller frees.
+ * may be NULL. -EINVAL (length, flags, needs, name), -ENOMEM, -EMFILE, -ENFILE. GMEM_ENGINE_KERNEL also: -EOPNOTSUPP
+ * (flags, or something that is needed, that it has not got), and what /dev/kvm answers (-ENOENT, -EACCES, -ENOTTY,
+ * -EINVAL: no guest_memfd of this kind). Returns an object the caller frees.
  */
 int gmem_file_create(uint64_t len, const struct gmem_file_opts *opts, struct gmem_file **ret);
+
+/* USER or KERNEL. Any thread. */
+enum gmem_engine gmem_file_engine(const struct gmem_file *file);
+
+/* One line: which engine the file has, and why. Owned by the file. Any thread. */
+const char *gmem_file_explain(const struct gmem_file *file);
 
 /*
  * Opens the file another process created, from its two descriptors (gmem_file_fd(), gmem_file_state_fd()). The page
@@ -144,7 +166,8 @@ int gmem_file_open(int fd, int state_fd, struct gmem_file **ret);
 void gmem_file_free(struct gmem_file *file);
 
 uint64_t gmem_file_size(const struct gmem_file *file);
-int gmem_file_fd(const struct gmem_file *file); /* the memory; borrowed */
+int gmem_file_fd(const struct gmem_file *file); /* the memory: a memfd, or a guest_memfd; borrowed */
+int gmem_file_kvm_vm(const struct gmem_file *file); /* the KVM VM its slots must be of, borrowed; -1: user engine */
 int gmem_file_state_fd(const struct gmem_file *file); /* the page-state table; borrowed */
 
 /*

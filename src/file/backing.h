@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The part of the backing operations that is the page-state table's: finding a page, locking it on its way in, making it
- * up to date. A kind of memory puts these into its table beside functions of its own for the bytes. Contracts and locks:
- * struct gmem_backing_ops in file.h.
+ * The part of the backing operations that is the page-state table's: finding a page, locking it on its way in, making
+ * it up to date. A kind of memory puts these into its table beside functions of its own for the bytes. Contracts and
+ * locks: struct gmem_backing_ops in file.h.
  */
 #ifndef GMEM_FILE_BACKING_H
 #define GMEM_FILE_BACKING_H

@@ -9,11 +9,20 @@
 
 #define WINDOW_ALIGN (2ull << 20) /* of a large leaf */
 
+static bool has_private(const struct gmem_file *file)
+{
+	return gmem_state_private(&file->state, 0) ||
+	       gmem_state_side_end(&file->state, 0, file->state.npages) != file->state.npages;
+}
+
 int gmem_file_bind(struct gmem_file *file, struct gmem_binding *b)
 {
 	int err = 0;
 
 	gmem_rwlock_lock(&file->invalidate_lock);
+	if (file->engine == GMEM_ENGINE_KERNEL && has_private(file))
+		err = gmem_err(-EOPNOTSUPP,
+			       "a guest_memfd with private pages: a vCPU of this library would not reach them");
 	for (struct gmem_binding *other = file->bindings; other && !err; other = other->next)
 		if (gmem_range_overlaps(b->off, b->len, other->off, other->len))
 			err = gmem_err(-EEXIST, "off 0x%llx, len 0x%llx of the file: bound already",

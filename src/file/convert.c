@@ -160,17 +160,25 @@ static int rehome(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t *
 	return err;
 }
 
+static int refuse_pinned(struct gmem_file *file, uint64_t first, uint64_t end, uint64_t *ret_error_off)
+{
+	uint64_t pin = first_pin(file, first, end);
+
+	if (pin == UINT64_MAX)
+		return 0;
+	*ret_error_off = pin;
+	return gmem_err(-EAGAIN, "gmem_file_set_attributes: page at 0x%llx is pinned", (unsigned long long)pin);
+}
+
 static int to_private(struct gmem_file *file, uint64_t first, uint64_t end, uint64_t *ret_error_off)
 {
-	uint64_t off = first << GMEM_PAGE_SHIFT, len = (end - first) << GMEM_PAGE_SHIFT, pin, run_end;
+	uint64_t off = first << GMEM_PAGE_SHIFT, len = (end - first) << GMEM_PAGE_SHIFT, run_end;
 	int err;
 
 	/* Before any view is marked, or a thread that uses a pinned page would meet the mark: nobody pins meanwhile. */
-	pin = first_pin(file, first, end);
-	if (pin != UINT64_MAX) {
-		*ret_error_off = pin;
-		return gmem_err(-EAGAIN, "gmem_file_set_attributes: page at 0x%llx is pinned", (unsigned long long)pin);
-	}
+	err = refuse_pinned(file, first, end, ret_error_off);
+	if (err)
+		return err;
 	*ret_error_off = off;
 	err = each_piece(file, first, end, true, gmem_view_mark);
 	if (err)
@@ -211,6 +219,18 @@ static int to_shared(struct gmem_file *file, uint64_t first, uint64_t end, uint6
 	return err;
 }
 
+/* The kernel does it all but for what only this object knows: its pins. */
+static int by_the_kernel(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t attributes,
+			 uint64_t *ret_error_off)
+{
+	bool private = attributes & GMEM_ATTRIBUTE_PRIVATE;
+	int err = 0;
+
+	if (private)
+		err = refuse_pinned(file, off >> GMEM_PAGE_SHIFT, (off + len) >> GMEM_PAGE_SHIFT, ret_error_off);
+	return err ? err : gmem_guest_memfd_convert(file, off, len, attributes, ret_error_off);
+}
+
 /* The order of the kernel's own checks (KVM_SET_MEMORY_ATTRIBUTES2); all of them are -EINVAL. */
 static int check(const struct gmem_file *file, uint64_t off, uint64_t len, uint64_t attributes)
 {
@@ -242,8 +262,10 @@ int gmem_file_set_attributes(struct gmem_file *file, uint64_t off, uint64_t len,
 				"gmem_file_set_attributes: this memory is open in another object too, or behind a "
 				"keeper: the host could not be kept out");
 	gmem_rwlock_lock(&file->invalidate_lock);
+	if (file->engine == GMEM_ENGINE_KERNEL)
+		err = by_the_kernel(file, off, len, attributes, &at);
 	/* Narrowed to what changes. */
-	if (next_run(file, &page, end, private, &run_end))
+	else if (next_run(file, &page, end, private, &run_end))
 		err = private ? to_private(file, page, end, &at) : to_shared(file, page, end, &at);
 	gmem_rwlock_unlock(&file->invalidate_lock);
 	if (err && ret_error_off)

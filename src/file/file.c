@@ -13,7 +13,6 @@
 #include "base/err.h"
 #include "base/opts.h"
 #include "base/range.h"
-#include "sys/memfd.h"
 
 #define MAX_NAME 64
 
@@ -26,9 +25,12 @@ static int check_opts(uint64_t len, const struct gmem_file_opts *opts)
 		return 0;
 	if (!gmem_opts_valid(opts, opts->size, sizeof(*opts)))
 		return gmem_err(-EINVAL, "gmem_file_create: opts.size %zu: expected %zu", opts->size, sizeof(*opts));
-	if (opts->flags & ~(GMEM_FILE_INIT_PRIVATE | GMEM_FILE_STRICT))
+	if (opts->flags & ~(GMEM_FILE_INIT_PRIVATE | GMEM_FILE_STRICT | GMEM_FILE_NO_MMAP))
 		return gmem_err(-EINVAL, "gmem_file_create: flags 0x%x: unknown", opts->flags);
-	if (opts->engine != GMEM_ENGINE_AUTO && opts->engine != GMEM_ENGINE_USER)
+	if (opts->needs &
+	    ~(GMEM_NEED_CONVERSION | GMEM_NEED_USERFAULT | GMEM_NEED_NUMA | GMEM_NEED_VCPU | GMEM_NEED_KVM_SLOT))
+		return gmem_err(-EINVAL, "gmem_file_create: needs 0x%x: unknown", opts->needs);
+	if (opts->engine != GMEM_ENGINE_AUTO && opts->engine != GMEM_ENGINE_USER && opts->engine != GMEM_ENGINE_KERNEL)
 		return gmem_err(-EINVAL, "gmem_file_create: engine %d: unknown", (int)opts->engine);
 	if (opts->name && (!*opts->name || strlen(opts->name) > MAX_NAME || strchr(opts->name, '/')))
 		return gmem_err(-EINVAL, "gmem_file_create: name \"%s\": empty, longer than %d or with a '/'",
@@ -61,8 +63,8 @@ static struct gmem_file *new_file(void)
 	file->ours = map_ours();
 	file->pid = getpid();
 	gmem_rwlock_init(&file->invalidate_lock, GMEM_LOCK_INVALIDATE);
-	file->ops = &gmem_memfd_backing;
 	file->fd = -1;
+	file->kvm_vm = -1;
 	file->state.fd = -1;
 	atomic_store(&file->refs, 1);
 	return file;
@@ -84,11 +86,9 @@ int gmem_file_create(uint64_t len, const struct gmem_file_opts *opts, struct gme
 	snprintf(name, sizeof(name), "gmem-%s", opts && opts->name ? opts->name : "ram");
 	file->len = len;
 	file->flags = opts ? opts->flags : 0;
-	file->fd = gmem_memfd_create(name, len);
-	if (file->fd < 0) {
-		err = gmem_err_sys(file->fd, "gmem_file_create: memory file of %llu bytes", (unsigned long long)len);
+	err = gmem_engine_make(file, opts, name);
+	if (err)
 		goto out_free;
-	}
 	err = gmem_state_create(&file->state, len >> GMEM_PAGE_SHIFT, file->flags & GMEM_FILE_INIT_PRIVATE);
 	if (err) {
 		gmem_err_prefix(err, "gmem_file_create");
@@ -98,6 +98,8 @@ int gmem_file_create(uint64_t len, const struct gmem_file_opts *opts, struct gme
 		err = gmem_err_sys(-errno, "gmem_file_create: fstat");
 		goto out_free;
 	}
+	file->state.header->engine = file->engine;
+	file->state.header->flags = file->flags;
 	file->state.header->dev = st.st_dev;
 	file->state.header->ino = st.st_ino;
 	*ret = file;
@@ -106,6 +108,21 @@ int gmem_file_create(uint64_t len, const struct gmem_file_opts *opts, struct gme
 out_free:
 	gmem_file_free(file);
 	return err;
+}
+
+/* The engine of a file that was opened is what its maker chose. */
+static int set_engine(struct gmem_file *file)
+{
+	uint32_t engine = file->state.header->engine;
+
+	if (engine != GMEM_ENGINE_USER && engine != GMEM_ENGINE_KERNEL)
+		return gmem_err(-EINVAL, "gmem_file_open: engine %u: unknown", engine);
+	file->engine = engine;
+	file->flags = file->state.header->flags;
+	file->ops = gmem_backing_of(engine);
+	file->why = strdup(engine == GMEM_ENGINE_USER ? "user engine: its maker's choice" :
+							"kernel engine: its maker's choice");
+	return file->why ? 0 : gmem_err_sys(-ENOMEM, "gmem_file_open");
 }
 
 int gmem_file_open(int fd, int state_fd, struct gmem_file **ret)
@@ -142,6 +159,9 @@ int gmem_file_open(int fd, int state_fd, struct gmem_file **ret)
 		goto out_free;
 	}
 	file->len = (uint64_t)st.st_size;
+	err = set_engine(file);
+	if (err)
+		goto out_free;
 	*ret = file;
 	return 0;
 
@@ -181,6 +201,9 @@ static void destroy(struct gmem_file *file)
 	gmem_state_close(&file->state);
 	if (file->fd >= 0)
 		close(file->fd);
+	if (file->kvm_vm >= 0)
+		close(file->kvm_vm);
+	free(file->why);
 	if (ours)
 		gmem_rwlock_destroy(&file->invalidate_lock);
 	free(file);
@@ -211,6 +234,21 @@ uint64_t gmem_file_size(const struct gmem_file *file)
 int gmem_file_fd(const struct gmem_file *file)
 {
 	return file->fd;
+}
+
+int gmem_file_kvm_vm(const struct gmem_file *file)
+{
+	return file->kvm_vm;
+}
+
+enum gmem_engine gmem_file_engine(const struct gmem_file *file)
+{
+	return file->engine;
+}
+
+const char *gmem_file_explain(const struct gmem_file *file)
+{
+	return file->why;
 }
 
 int gmem_file_state_fd(const struct gmem_file *file)
@@ -265,6 +303,25 @@ static uint64_t next_used_page(const struct gmem_file *file, uint64_t page)
 	return data <= at ? page : ((uint64_t)data - GMEM_STATE_HEADER_LEN) / sizeof(uint32_t);
 }
 
+/* Bytes of memory in use; a guest_memfd does not say, but what can be mapped of it can be looked at. */
+static uint64_t resident(const struct gmem_file *file, const struct stat *st)
+{
+	uint64_t sum = 0;
+	int64_t at, end;
+
+	if (file->engine == GMEM_ENGINE_USER)
+		return (uint64_t)st->st_blocks * 512;
+	if (file->flags & GMEM_FILE_NO_MMAP)
+		return 0;
+	for (at = file->ops->next_data(file, 0); at >= 0; at = file->ops->next_data(file, (uint64_t)end)) {
+		end = file->ops->next_hole(file, (uint64_t)at);
+		if (end < 0)
+			end = (int64_t)file->len;
+		sum += (uint64_t)(end - at);
+	}
+	return sum;
+}
+
 int gmem_file_query(const struct gmem_file *file, struct gmem_file_counts *counts)
 {
 	struct gmem_file_counts c = { .size = sizeof(c) };
@@ -301,7 +358,7 @@ int gmem_file_query(const struct gmem_file *file, struct gmem_file_counts *count
 			break;
 		}
 	}
-	c.resident = (uint64_t)st.st_blocks * 512;
+	c.resident = resident(file, &st);
 	*counts = c;
 	return 0;
 }

@@ -146,6 +146,10 @@ struct gmem_file {
 	struct gmem_state state;
 	uint64_t len;
 	uint32_t flags; /* GMEM_FILE_* */
+	enum gmem_engine engine; /* never changes, as what follows */
+	bool kernel_converts, kernel_userfaults; /* kernel engine: what it was found to have */
+	int kvm_vm; /* kernel engine, and made here: the VM of the guest_memfd; else -1 */
+	char *why; /* gmem_file_explain() */
 	uint32_t generation; /* of a server behind a keeper, see gmem_file_set_generation(); 0: none */
 	int fd;
 	uint32_t *ours; /* 1, and 0 in children made by fork(2), where it is wiped; NULL: `pid` has to tell */
@@ -158,7 +162,21 @@ struct gmem_file {
 	struct gmem_supply *supplies;
 };
 
-extern const struct gmem_backing_ops gmem_memfd_backing;
+extern const struct gmem_backing_ops gmem_memfd_backing; /* user engine */
+extern const struct gmem_backing_ops gmem_guest_memfd_backing; /* kernel engine */
+
+/* The table of a file's engine. */
+const struct gmem_backing_ops *gmem_backing_of(enum gmem_engine engine);
+
+/*
+ * Chooses the engine for these options, with `file->len` and `file->flags` set, and makes the memory: sets the fields
+ * from `fd` on that say which. `name` is for a memfd. Text is left.
+ */
+int gmem_engine_make(struct gmem_file *file, const struct gmem_file_opts *opts, const char *name);
+
+/* Kernel engine: conversion by the kernel. Invalidate lock held, exclusive. */
+int gmem_guest_memfd_convert(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t attributes,
+			     uint64_t *ret_error_off);
 
 /* Makes the caller a server: before any page is brought in, the generation the keeper gave it. */
 void gmem_file_set_generation(struct gmem_file *file, uint32_t generation);

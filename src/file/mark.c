@@ -166,6 +166,9 @@ int gmem_view_mark(struct gmem_view *view, uint64_t off, uint64_t len)
 {
 	int err;
 
+	/* The kernel keeps the host out by itself. */
+	if (view->file->engine == GMEM_ENGINE_KERNEL)
+		return 0;
 	if (view->use == GMEM_VIEW_BALLOONED)
 		return gmem_err(-EOPNOTSUPP,
 				"view at %p: its pager takes a page whose translation goes for one that the "
@@ -215,7 +218,7 @@ int gmem_view_unmark(struct gmem_view *view, uint64_t off, uint64_t len)
 	int err;
 
 	/* Never marked, and a zap would take its pages for given up. */
-	if (view->use == GMEM_VIEW_BALLOONED)
+	if (view->use == GMEM_VIEW_BALLOONED || view->file->engine == GMEM_ENGINE_KERNEL)
 		return 0;
 	if (view->by_mapping)
 		return map_over(view, off, len, view->file->fd, off);

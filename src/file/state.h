@@ -29,7 +29,7 @@
 #include "gmem.h"
 
 #define GMEM_STATE_MAGIC 0x45544154534d4547ull /* "GEMSTATE" */
-#define GMEM_STATE_VERSION 2u
+#define GMEM_STATE_VERSION 3u
 #define GMEM_STATE_MAX_REGIONS 32u
 
 #define GMEM_WORD_CONTENT 0x3u /* mask */
@@ -71,6 +71,7 @@ struct gmem_state_header {
 	_Atomic uint32_t nregions;
 	_Atomic uint32_t note; /* gmem_server_set_note() */
 	uint32_t init_private; /* pages begin private */
+	uint32_t engine, flags; /* of the file: enum gmem_engine, GMEM_FILE_* */
 	_Atomic uint32_t uses; /* GMEM_STATE_OPENED or GMEM_STATE_SOLE, see gmem_state_claim() */
 	struct gmem_state_region regions[GMEM_STATE_MAX_REGIONS];
 	uint64_t image_dev, image_ino,

@@ -77,11 +77,20 @@ int gmem_kvm_attributes_set(int vm, uint64_t gpa, uint64_t len, uint64_t attribu
 	return gmem_sys_ioctl(vm, KVM_SET_MEMORY_ATTRIBUTES, &attrs);
 }
 
-int gmem_kvm_memfd_attributes_set(int gmemfd, uint64_t off, uint64_t len, uint64_t attributes)
+int gmem_kvm_memfd_attributes_set(int gmemfd, uint64_t off, uint64_t len, uint64_t attributes, uint64_t *ret_error_off)
 {
-	struct gmem_kvm_memory_attributes2 attrs = { .offset = off, .size = len, .attributes = attributes };
+	/* Not every error sets it: the range is to blame then. */
+	struct gmem_kvm_memory_attributes2 attrs = {
+		.offset = off,
+		.size = len,
+		.attributes = attributes,
+		.error_offset = off,
+	};
+	int err = gmem_sys_ioctl(gmemfd, KVM_SET_MEMORY_ATTRIBUTES2, &attrs);
 
-	return gmem_sys_ioctl(gmemfd, KVM_SET_MEMORY_ATTRIBUTES2, &attrs);
+	if (err && ret_error_off)
+		*ret_error_off = attrs.error_offset;
+	return err;
 }
 
 int gmem_kvm_pre_fault(int vcpu, uint64_t gpa, uint64_t len)

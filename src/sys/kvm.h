@@ -27,9 +27,10 @@ int gmem_kvm_slot_set(int vm, uint32_t slot, uint64_t gpa, uint64_t len, void *h
 
 /*
  * Attributes of guest-physical addresses of a VM, and of a guest_memfd's own pages (-ENOTTY: no in-place conversion).
+ * `ret_error_off`, which may be NULL: on failure the first page that stood in the way.
  */
 int gmem_kvm_attributes_set(int vm, uint64_t gpa, uint64_t len, uint64_t attributes);
-int gmem_kvm_memfd_attributes_set(int gmemfd, uint64_t off, uint64_t len, uint64_t attributes);
+int gmem_kvm_memfd_attributes_set(int gmemfd, uint64_t off, uint64_t len, uint64_t attributes, uint64_t *ret_error_off);
 
 int gmem_kvm_pre_fault(int vcpu, uint64_t gpa, uint64_t len);
 

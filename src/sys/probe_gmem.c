@@ -81,7 +81,8 @@ static void try_type(struct gmem_probe *probe, int vm, const char *type, struct 
 	fd = gmem_probe_fd(probe, gmem_kvm_memfd_create(vm, 2 * page, 0));
 	note(&t->create, fd, type);
 	note(&t->punch, fd < 0 ? fd : try_punch(fd, page), type);
-	note(&t->convert, fd < 0 ? fd : gmem_kvm_memfd_attributes_set(fd, 0, page, KVM_MEMORY_ATTRIBUTE_PRIVATE), type);
+	note(&t->convert, fd < 0 ? fd : gmem_kvm_memfd_attributes_set(fd, 0, page, KVM_MEMORY_ATTRIBUTE_PRIVATE, NULL),
+	     type);
 	if (fd >= 0)
 		close(fd);
 

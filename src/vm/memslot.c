@@ -222,12 +222,15 @@ static int check_against_others(struct gmem_vm *vm, const struct gmem_memslot *s
 /* slots_lock held. */
 static int create(struct gmem_vm *vm, const struct gmem_memslot *s)
 {
-	char *window = gmem_file_window(s->file);
 	struct gmem_slot *slot;
+	char *window;
 	int err = check_against_others(vm, s);
 
 	if (err)
 		return err;
+	if (s->file->engine == GMEM_ENGINE_KERNEL && (s->file->flags & GMEM_FILE_NO_MMAP))
+		return gmem_err(-EOPNOTSUPP, "gmem_vm_set_slot: slot %u: a guest_memfd that is not mapped", s->slot);
+	window = gmem_file_window(s->file);
 	slot = window ? calloc(1, sizeof(*slot)) : NULL;
 	if (!slot)
 		return gmem_err_sys(-ENOMEM, "gmem_vm_set_slot");
