@@ -47,24 +47,27 @@ const char *gmem_info_engine(void)
 	return "user";
 }
 
+/*
+ * What is needed of a file, unless its maker says otherwise, and the fact that says whether a guest_memfd has it. The
+ * last thing no kernel has, so the engine is what it is.
+ */
 void gmem_info_engine_why(const struct gmem_host *host, char *buf, size_t len)
 {
-	static const char *const wanted[] = {
-		"guest_memfd.create",
-		"guest_memfd.mmap",
-		"userfaultfd.guest_memfd.missing",
-		"userfaultfd.guest_memfd.minor",
+	static const struct {
+		const char *fact, *lacks;
+	} wanted[] = {
+		{ "guest_memfd.init_shared", "mapped by the host" },
+		{ "guest_memfd.convert", "converted in place" },
+		{ "userfaultfd.guest_memfd.missing", "served lazily" },
+		{ "guest_memfd.numa", "given a memory policy" },
 	};
-	const char *lacks = NULL;
+	size_t at = (size_t)snprintf(buf, len, "unless less is needed; a guest_memfd cannot here be ");
 
-	for (size_t i = 0; i < sizeof(wanted) / sizeof(wanted[0]) && !lacks; i++)
-		if (!gmem_host_has(host, wanted[i]))
-			lacks = wanted[i];
-	if (lacks)
-		snprintf(buf, len, "this version has no other; a guest_memfd could not be served lazily here: see %s",
-			 lacks);
-	else
-		snprintf(buf, len, "this version has no other; a guest_memfd could be served lazily here");
+	for (size_t i = 0; i < sizeof(wanted) / sizeof(wanted[0]); i++)
+		if (!gmem_host_has(host, wanted[i].fact) && at < len)
+			at += (size_t)snprintf(buf + at, len - at, "%s (%s), ", wanted[i].lacks, wanted[i].fact);
+	if (at < len)
+		snprintf(buf + at, len - at, "nor reached by the library's own vCPUs where it is private");
 }
 
 bool gmem_info_fact(const struct gmem_host *host, const char *name, struct gmem_host_item *ret)

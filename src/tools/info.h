@@ -23,7 +23,7 @@ extern const size_t gmem_abilities_count;
 /* The first fact that is missing for it, or NULL if it can be done. */
 const char *gmem_ability_lacks(const struct gmem_host *host, const struct gmem_ability *ability);
 
-/* The engine GMEM_ENGINE_AUTO takes, and why, as one sentence. */
+/* The engine GMEM_ENGINE_AUTO takes where nothing else is said, and the rest of a sentence that says why. */
 const char *gmem_info_engine(void);
 void gmem_info_engine_why(const struct gmem_host *host, char *buf, size_t len);
 

@@ -39,7 +39,7 @@ static json_t *facts_json(const struct gmem_host *host)
 int gmem_info_print_json(const struct gmem_host *host)
 {
 	struct utsname uts = { 0 };
-	char why[256];
+	char why[384];
 	json_t *root;
 	char *text;
 

@@ -116,10 +116,10 @@ static void print_abilities(const struct gmem_host *host, bool color)
 
 static void print_engine(const struct gmem_host *host)
 {
-	char why[256], text[384];
+	char why[384], text[448];
 
 	gmem_info_engine_why(host, why, sizeof(why));
-	snprintf(text, sizeof(text), "Engine AUTO takes the %s engine: %s.", gmem_info_engine(), why);
+	snprintf(text, sizeof(text), "Engine AUTO takes the %s engine %s.", gmem_info_engine(), why);
 	putchar('\n');
 	print_wrapped(text, 0, 0);
 }
