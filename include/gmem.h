@@ -246,6 +246,15 @@ int gmem_file_unpin(struct gmem_file *file, uint64_t off, uint64_t len); /* -EIN
 int gmem_file_punch(struct gmem_file *file, uint64_t off, uint64_t len);
 
 /*
+ * fallocate(2), with its flags and a guest_memfd's answers. FALLOC_FL_KEEP_SIZE gives memory, zeroed, to pages that
+ * have none, shared or private; those that have keep their bytes. No page's state changes: an absent page is still
+ * brought in. What was given before a failure stays. With FALLOC_FL_PUNCH_HOLE too it is gmem_file_punch(), of the part
+ * that is inside the file. -EINVAL (a negative offset, a length not above 0, alignment, memory past the end),
+ * -EOPNOTSUPP (any other mode), -EFBIG (the sum overflows), -ENOSPC, -ENOMEM.
+ */
+int gmem_file_fallocate(struct gmem_file *file, int mode, int64_t off, int64_t len);
+
+/*
  * Copies bytes out of or into the file, of any alignment. No source is asked: an absent page has the bytes that a view
  * has put there, else zeroes, and is up to date once written, in whole or in part. `buf` may be memory that is itself
  * served by a pager. -ERANGE, -EHWPOISON (a poisoned page in the range), -EACCES (a private one), -ENOSPC/-ENOMEM (no

@@ -16,6 +16,15 @@
 #define BATCH 32
 
 /*
+ * Needs no bytes: in place or known to be zero, or put there by another mapping. The kernel also calls a fault minor
+ * where memory was merely allocated ahead, and absent bytes are still to come.
+ */
+static bool in_place(const struct gmem_file *file, uint64_t off, bool minor)
+{
+	return file->ops->present(file, off) || (minor && gmem_file_has_memory(file, off, GMEM_PAGE_SIZE));
+}
+
+/*
  * False if nobody is to be told. A page that is private where that is no event: whoever touched it did so before it was
  * marked, wakes, and meets the mark.
  */
@@ -30,8 +39,7 @@ static bool to_event(const struct gmem_uffd *uffd, struct gmem_view *view, const
 	*ret = (struct gmem_uffd_event){ .kind = GMEM_UFFD_EVENT_FAULT, .view = view, .off = off };
 	if (msg->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE)
 		ret->flags |= GMEM_UFFD_FAULT_WRITE;
-	/* What is known to be zero needs no bytes either, though the kernel has no memory there. */
-	if ((msg->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_MINOR) || view->file->ops->present(view->file, off))
+	if (in_place(view->file, off, msg->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_MINOR))
 		ret->flags |= GMEM_UFFD_FAULT_MINOR;
 	if (!gmem_file_private(view->file, off))
 		return true;

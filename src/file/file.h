@@ -209,7 +209,7 @@ int gmem_file_poison_page(struct gmem_file *file, uint64_t off);
 /* Until nobody is at the page. No lock held. */
 void gmem_file_wait_for_page(struct gmem_file *file, uint64_t off);
 
-/* Some of the range has memory, whatever its state says. */
+/* Some of the range has memory that was written to, whatever its state says. Any thread, no lock. */
 bool gmem_file_has_memory(const struct gmem_file *file, uint64_t off, uint64_t len);
 
 /* Allocates zeroed memory under pages that are in place but have none. Invalidate lock held, shared or exclusive. */

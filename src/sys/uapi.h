@@ -37,7 +37,7 @@
 #define SO_PEERPIDFD 77
 #endif
 
-/* ---- memfd_create(2), madvise(2) */
+/* ---- memfd_create(2), fallocate(2), madvise(2) */
 
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 0x0008U
@@ -47,6 +47,10 @@
 #endif
 #ifndef MFD_HUGE_SHIFT
 #define MFD_HUGE_SHIFT 26
+#endif
+
+#ifndef FALLOC_FL_WRITE_ZEROES
+#define FALLOC_FL_WRITE_ZEROES 0x80
 #endif
 
 #ifndef MADV_POPULATE_READ
