@@ -269,12 +269,41 @@ int gmem_file_write(struct gmem_file *file, uint64_t off, const void *buf, size_
 struct gmem_view;
 
 /*
- * Maps [off, off + len) with `prot` (PROT_READ, PROT_WRITE). -EINVAL, -ERANGE, -ENOMEM, -EBUSY (in a forked child, of a
- * memory that has or had private pages; and where a child has a view, no page becomes private). The view keeps the file
- * alive. madvise(MADV_DONTNEED) on a private page's address undoes what keeps the host out of it.
+ * Maps [off, off + len) with `prot` (PROT_READ, PROT_WRITE). The answers are those of mmap(2) of the kernel's
+ * guest_memfd: more than the file has is mapped, and SIGBUS where it is touched. -EINVAL, -ENOMEM, -EOVERFLOW (no file
+ * has such an offset), -ENODEV (GMEM_FILE_NO_MMAP), -EMFILE, -ENFILE (a descriptor of /proc/self/maps, one a file), -EBUSY
+ * (in a forked child, of a memory that has or had private pages; and where a child has a view, no page becomes private).
+ * The view keeps the file alive.
+ *
+ * The program may use munmap(2), mprotect(2), mremap(2) and mmap(2) on a part of the addresses: the library changes
+ * nothing there from then on but what still is this part of the file. While a page is mapped at an address that
+ * the library does not know, because a part of a view was moved away by mremap(2), it cannot become private: -EOPNOTSUPP.
+ * madvise(MADV_DONTNEED) on a private page's address undoes what keeps the host out of it, and copies made by mremap(2)
+ * are mappings of the descriptor like any others.
  */
 int gmem_view_map(struct gmem_file *file, uint64_t off, uint64_t len, int prot, struct gmem_view **ret);
 void gmem_view_unmap(struct gmem_view *view); /* NULL is allowed. No thread may be using the addresses */
+
+/*
+ * Makes two views of one: `view` keeps its first `len` bytes, `*ret` is the rest. Nothing is mapped anew, threads may go on
+ * using the addresses. Any thread; nobody else may be in a call with this view. -EINVAL (not page-aligned, 0, not less
+ * than the view has), -EBUSY (somebody serves the view), -EIO (in a forked child), -EMFILE, -ENOMEM. On failure the view
+ * is as it was. The caller unmaps both, in any order.
+ */
+int gmem_view_split(struct gmem_view *view, uint64_t len, struct gmem_view **ret);
+
+/*
+ * Makes the view `new_len` bytes long, and moves it: as mremap(2). It goes on beginning at the same offset of the file.
+ * `addr` NULL: it stays where it is if it can, else it goes where there is room (MREMAP_MAYMOVE). Its own address: it
+ * stays. Another address: it goes there, in place of whatever is mapped there (MREMAP_FIXED). A view that grows or goes is
+ * mapped anew: its first touches are faults, and mlock(2), madvise(2) and mprotect(2) of parts are not carried over.
+ * Private pages are out of reach at the new place before anybody can touch it. No thread may be using addresses that go.
+ * Any thread; nobody else may be in a call with this view. -EINVAL (not page-aligned, 0, wraps, `addr` overlaps
+ * the view), -ENOMEM (also: no room to stay), -EFAULT (it is to grow or to go, and the program has unmapped a part of it,
+ * or mapped something over it), -EBUSY (somebody serves the view), -EIO (in a forked child), and those of
+ * gmem_view_map(). On failure the view is as it was; what was mapped at `addr` may be gone.
+ */
+int gmem_view_remap(struct gmem_view *view, uint64_t new_len, void *addr);
 void *gmem_view_addr(const struct gmem_view *view);
 uint64_t gmem_view_len(const struct gmem_view *view);
 

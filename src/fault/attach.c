@@ -10,6 +10,7 @@
 
 #include "base/err.h"
 #include "base/range.h"
+#include "fault/serve_view.h"
 #include "file/file.h"
 #include "gmem.h"
 #include "sys/uffd.h"
@@ -176,6 +177,11 @@ int gmem_attach_view(int attach_fd, struct gmem_view *view)
 
 	if (view->use != GMEM_VIEW_PLAIN || view->uffd >= 0)
 		return gmem_err(-EBUSY, "gmem_attach_view: this view is registered already");
+	gmem_rwlock_lock(&view->file->invalidate_lock);
+	err = gmem_check_servable(view, "gmem_attach_view");
+	gmem_rwlock_unlock(&view->file->invalidate_lock);
+	if (err)
+		return err;
 	/* The keeper opens the memory too; a conversion before that would wait for it to read of removals. */
 	if (gmem_state_claim(&view->file->state, GMEM_STATE_OPENED))
 		return gmem_err(-EBUSY, "gmem_attach_view: this memory has, or had, private pages");

@@ -60,6 +60,7 @@ static int drop_markers(const struct gmem_view *view)
 	uint64_t page = view->off >> GMEM_PAGE_SHIFT, end = (view->off + view->len) >> GMEM_PAGE_SHIFT;
 	int err = 0;
 
+	/* Nothing of a view that is served is past the end. */
 	while (page < end && !err) {
 		uint64_t next = gmem_state_side_end(state, page, end);
 
@@ -71,6 +72,19 @@ static int drop_markers(const struct gmem_view *view)
 	return err;
 }
 
+int gmem_check_servable(const struct gmem_view *view, const char *who)
+{
+	int err;
+
+	if (gmem_view_past_end(view))
+		return gmem_err(-EINVAL, "%s: this view reaches past the end of its file", who);
+	err = gmem_view_check_whole(view);
+	if (err == -EFAULT)
+		return gmem_err(-EINVAL,
+				"%s: the program has unmapped a part of this view, or mapped something over it", who);
+	return err ? gmem_err_sys(err, "%s: /proc/self/maps", who) : 0;
+}
+
 int gmem_serve_view(struct gmem_view *view, struct gmem_serving *s)
 {
 	int err;
@@ -78,6 +92,9 @@ int gmem_serve_view(struct gmem_view *view, struct gmem_serving *s)
 	gmem_lockcheck_assert_held(GMEM_LOCK_INVALIDATE, &view->file->invalidate_lock);
 	if (view->use != GMEM_VIEW_PLAIN)
 		return gmem_err(-EBUSY, "%s: this view is registered already", s->who);
+	err = gmem_check_servable(view, s->who);
+	if (err)
+		return err;
 	s->had_uffd = view->uffd >= 0;
 	if (view->by_mapping || (s->had_uffd && s->use == GMEM_VIEW_BALLOONED))
 		return gmem_err(-EOPNOTSUPP,

@@ -176,6 +176,8 @@ int gmem_uffd_add_view(struct gmem_uffd *uffd, struct gmem_view *view)
 
 	if (err)
 		return err;
+	if (gmem_view_past_end(view))
+		return gmem_err(-EINVAL, "gmem_uffd_add_view: this view reaches past the end of its file");
 	if (!view->file->ops->can_userfault(view->file, view->off, view->len))
 		return gmem_err(-EINVAL,
 				"gmem_uffd_add_view: pages of this file began private: it takes no userfaults");

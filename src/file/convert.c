@@ -180,6 +180,15 @@ static int to_private(struct gmem_file *file, uint64_t first, uint64_t end, uint
 	if (err)
 		return err;
 	*ret_error_off = off;
+	if (file->torn) {
+		err = gmem_file_strayed(file, NULL, off, len);
+		if (err)
+			return gmem_err(
+				err > 0 ? -EOPNOTSUPP : err,
+				"gmem_file_set_attributes: the program has moved a part of a view that is gone "
+				"to an address of its own: 0x%llx to 0x%llx cannot be kept from being touched there",
+				(unsigned long long)off, (unsigned long long)(off + len));
+	}
 	err = each_piece(file, first, end, true, gmem_view_mark);
 	if (err)
 		goto out_let_in;

@@ -66,6 +66,8 @@ static struct gmem_file *new_file(void)
 	file->fd = -1;
 	file->kvm_vm = -1;
 	file->state.fd = -1;
+	file->maps_fd = -1;
+	file->empty_fd = -1;
 	atomic_store(&file->refs, 1);
 	return file;
 }
@@ -204,6 +206,10 @@ static void destroy(struct gmem_file *file)
 	if (file->kvm_vm >= 0)
 		close(file->kvm_vm);
 	free(file->why);
+	if (file->maps_fd >= 0)
+		close(file->maps_fd);
+	if (file->empty_fd >= 0)
+		close(file->empty_fd);
 	if (ours)
 		gmem_rwlock_destroy(&file->invalidate_lock);
 	free(file);

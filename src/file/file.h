@@ -19,6 +19,7 @@
 #include "base/rwlock.h"
 #include "file/state.h"
 #include "gmem.h"
+#include "sys/maps.h"
 
 /* A run of pages on its way into a file, or in it. */
 struct gmem_folio {
@@ -158,6 +159,11 @@ struct gmem_file {
 	char *_Atomic window; /* see gmem_file_window() */
 	_Atomic uint32_t *_Atomic pins; /* a count a page, NULL before the first pin */
 	struct gmem_view *views;
+	/* Guarded by the invalidate lock: see place.c. */
+	int maps_fd; /* the process's mappings; -1: not opened yet, or not to be had */
+	int empty_fd; /* what is mapped over private pages where there are no markers; -1: not opened yet */
+	uint64_t empty_dev, empty_ino;
+	bool torn; /* a part of a view that is gone lives on at an address the library was not told */
 	struct gmem_binding *bindings;
 	struct gmem_supply *supplies;
 };
@@ -265,7 +271,7 @@ int gmem_file_bring_in(struct gmem_file *file, uint64_t off, struct gmem_wait *w
 /* The first pinned page of [off, off + len), UINT64_MAX: none. Invalidate lock held, exclusive. */
 uint64_t gmem_file_first_pin(struct gmem_file *file, uint64_t off, uint64_t len);
 
-/* ---- view.c, mark.c */
+/* ---- view.c, view_remap.c, place.c, mark.c */
 
 enum gmem_view_use {
 	GMEM_VIEW_PLAIN, /* nobody serves it; `uffd`, if there is one, is for markers alone */
@@ -286,7 +292,7 @@ struct gmem_view {
 	bool private_events; /* a private page is left without translation and marker: its touch is an event */
 	bool user_mode_only; /* `uffd` was opened here, and serves no access of the kernel's */
 	bool let_go; /* its pager has: what is in place is to be registered for markers alone */
-	bool by_mapping; /* no markers here: an empty file is mapped over private pages */
+	bool by_mapping; /* no markers here: the empty file is mapped over private pages */
 	/* Called by gmem_view_unmap(), first of all, no lock held. Whoever serves the view sets and clears both. */
 	void (*unmapping)(void *server, struct gmem_view *view);
 	void *server;
@@ -309,6 +315,55 @@ static inline bool gmem_view_part(const struct gmem_view *view, uint64_t *off, u
 	return from < to;
 }
 
+/* It shows more than there is: touching that is SIGBUS. */
+static inline bool gmem_view_past_end(const struct gmem_view *view)
+{
+	return !gmem_range_inside(view->off, view->len, view->file->len);
+}
+
+/*
+ * What is mapped where a view was mapped: the program may unmap a part, map something of its own over it, protect it or
+ * move it away, and the library keeps its hands off whatever is not the view's.
+ */
+enum gmem_piece_kind {
+	GMEM_PIECE_FILE, /* this part of the file */
+	GMEM_PIECE_EMPTY, /* the empty file, which the library has mapped over it */
+	GMEM_PIECE_OTHER, /* nothing, or the program's own */
+};
+
+struct gmem_piece {
+	enum gmem_piece_kind kind;
+	uint64_t off, len;
+	int prot;
+};
+
+struct gmem_pieces {
+	const struct gmem_view *view;
+	uint64_t off, end;
+	int fd; /* -1: nobody can look, and all is taken for the view's */
+	bool ahead; /* `next` is a mapping that was read and not told */
+	struct gmem_sys_mapping next;
+	struct gmem_sys_maps maps;
+};
+
+/* Walks [off, off + len) of the view. Invalidate lock held, exclusive. -EMFILE, -ENFILE, -ENOMEM: end it all the same. */
+int gmem_pieces_begin(struct gmem_pieces *pieces, const struct gmem_view *view, uint64_t off, uint64_t len);
+/* The next piece; 1: there is one, 0: none, or the errors of looking. What it is may be changed before the next call. */
+int gmem_pieces_next(struct gmem_pieces *pieces, struct gmem_piece *ret);
+void gmem_pieces_end(struct gmem_pieces *pieces);
+
+/* Opens what looking takes, as long as there is somebody to tell that it cannot be had. As gmem_pieces_begin(). */
+int gmem_file_open_maps(struct gmem_file *file);
+/* Nothing of the view is missing. 0, -EFAULT (no text), or the errors of looking. */
+int gmem_view_check_whole(const struct gmem_view *view);
+/*
+ * Is a page of [off, off + len) mapped at an address where neither a view of the list nor `view`, which may be NULL, nor
+ * the window is? 1, 0, or the errors of looking. Invalidate lock held, exclusive.
+ */
+int gmem_file_strayed(struct gmem_file *file, const struct gmem_view *view, uint64_t off, uint64_t len);
+/* Unmaps what is the view's of [off, off + len). Remembers if some of it lives on elsewhere. */
+void gmem_view_unmap_pieces(const struct gmem_view *view, uint64_t off, uint64_t len);
+
 /*
  * Makes every touch of [off, off + len) through the view SIGBUS (or an event). Invalidate lock held, exclusive.
  * -EOPNOTSUPP, -ENOMEM and what opening a userfaultfd answers; then a part may be marked.
@@ -318,6 +373,11 @@ int gmem_view_mark(struct gmem_view *view, uint64_t off, uint64_t len);
 int gmem_view_unmark(struct gmem_view *view, uint64_t off, uint64_t len);
 /* Marks what is private of the whole view. */
 int gmem_view_mark_private(struct gmem_view *view);
+/*
+ * Of a mapping that nobody can touch yet: marks what is private, and registers it with the descriptor that the view
+ * has. It may open one.
+ */
+int gmem_view_prepare(struct gmem_view *view);
 /* The view's own userfault descriptor, opened if it has none. Invalidate lock held, exclusive. */
 int gmem_view_open_uffd(struct gmem_view *view);
 

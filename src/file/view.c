@@ -15,7 +15,11 @@ static int enlist(struct gmem_view *view)
 	int err;
 
 	gmem_rwlock_lock(&file->invalidate_lock);
-	err = gmem_view_mark_private(view);
+	err = gmem_file_open_maps(file);
+	if (err)
+		gmem_err_sys(err, "/proc/self/maps");
+	else
+		err = gmem_view_mark_private(view);
 	if (!err) {
 		view->next = file->views;
 		file->views = view;
@@ -32,27 +36,44 @@ static void forget(struct gmem_view *view)
 	close(view->uffd);
 }
 
-int gmem_view_map(struct gmem_file *file, uint64_t off, uint64_t len, int prot, struct gmem_view **ret)
+/* What mmap(2) says of offset, length and address space it is left to say. */
+static int check_map(struct gmem_file *file, uint64_t off, uint64_t len, int prot)
 {
-	struct gmem_view *view;
-	int err = gmem_file_check_range(file, "gmem_view_map", off, len);
-
-	if (err)
-		return err;
+	if (!len || !gmem_page_aligned(off) || !gmem_page_aligned(len))
+		return gmem_err(-EINVAL, "gmem_view_map: off 0x%llx, len 0x%llx: not multiples of %u, or empty",
+				(unsigned long long)off, (unsigned long long)len, GMEM_PAGE_SIZE);
 	if (prot & ~(PROT_READ | PROT_WRITE))
 		return gmem_err(-EINVAL, "gmem_view_map: prot 0x%x: only PROT_READ and PROT_WRITE", (unsigned int)prot);
 	/* Who converts pages knows nothing of the views of a forked child. */
 	if (!gmem_file_ours(file) && gmem_state_claim(&file->state, GMEM_STATE_OPENED))
 		return gmem_err(-EBUSY, "gmem_view_map: this memory has, or had, private pages: a forked child gets no "
 					"view of it");
+	return 0;
+}
+
+int gmem_view_map(struct gmem_file *file, uint64_t off, uint64_t len, int prot, struct gmem_view **ret)
+{
+	struct gmem_view *view;
+	int err = check_map(file, off, len, prot);
+
+	if (err)
+		return err;
 	view = calloc(1, sizeof(*view));
 	if (!view)
 		return gmem_err_sys(-ENOMEM, "gmem_view_map");
 	*view = (struct gmem_view){ .off = off, .len = len, .file = file, .prot = prot, .uffd = -1, .pid = getpid() };
+	if (file->flags & GMEM_FILE_NO_MMAP)
+		prot = PROT_NONE;
 	view->addr = mmap(NULL, len, prot, MAP_SHARED | MAP_NORESERVE, file->fd, (off_t)off);
 	if (view->addr == MAP_FAILED) {
-		err = gmem_err_sys(-errno, "gmem_view_map: %llu bytes", (unsigned long long)len);
+		err = gmem_err_sys(-errno, "gmem_view_map: %llu bytes at 0x%llx", (unsigned long long)len,
+				   (unsigned long long)off);
 		goto out_free;
+	}
+	/* The last thing the kernel asks, of a guest_memfd too. */
+	if (file->flags & GMEM_FILE_NO_MMAP) {
+		err = gmem_err(-ENODEV, "gmem_view_map: this file is never mapped (GMEM_FILE_NO_MMAP)");
+		goto out_unmap;
 	}
 	if (madvise(view->addr, len, MADV_DONTFORK)) {
 		err = gmem_err_sys(-errno, "gmem_view_map: MADV_DONTFORK");
@@ -102,7 +123,7 @@ void gmem_view_unmap(struct gmem_view *view)
 	while (*at != view)
 		at = &(*at)->next;
 	*at = view->next;
-	munmap(view->addr, view->len);
+	gmem_view_unmap_pieces(view, view->off, view->len);
 	gmem_rwlock_unlock(&view->file->invalidate_lock);
 	forget(view);
 	gmem_file_put(view->file);

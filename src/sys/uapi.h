@@ -66,6 +66,32 @@
 #define MADV_COLLAPSE 25
 #endif
 
+#ifndef MAP_FIXED_NOREPLACE
+#define MAP_FIXED_NOREPLACE 0x100000
+#endif
+
+/* ---- /proc/PID/maps */
+
+struct gmem_procmap_query {
+	uint64_t size;
+	uint64_t query_flags;
+	uint64_t query_addr;
+	uint64_t vma_start, vma_end;	/* from here on: out */
+	uint64_t vma_flags;
+	uint64_t vma_page_size;
+	uint64_t vma_offset;
+	uint64_t inode;
+	uint32_t dev_major, dev_minor;
+	uint32_t vma_name_size;		/* in: 0, no name is asked for */
+	uint32_t build_id_size;		/* in: 0 */
+	uint64_t vma_name_addr, build_id_addr;
+};
+#define GMEM_PROCMAP_QUERY _IOWR('f', 17, struct gmem_procmap_query)
+#define GMEM_PROCMAP_VMA_READABLE 0x01
+#define GMEM_PROCMAP_VMA_WRITABLE 0x02
+#define GMEM_PROCMAP_VMA_EXECUTABLE 0x04
+#define GMEM_PROCMAP_QUERY_COVERING_OR_NEXT_VMA 0x10
+
 /* ---- userfaultfd */
 
 #ifndef UFFD_USER_MODE_ONLY
@@ -347,6 +373,7 @@ struct gmem_kvm_memory_fault {
 #define KVM_HC_MAP_GPA_RANGE 12
 #endif
 
+_Static_assert(sizeof(struct gmem_procmap_query) == 104, "struct procmap_query");
 _Static_assert(sizeof(struct gmem_uffdio_continue) == 32, "struct uffdio_continue");
 _Static_assert(sizeof(struct gmem_uffdio_poison) == 32, "struct uffdio_poison");
 _Static_assert(sizeof(struct gmem_uffdio_move) == 40, "struct uffdio_move");
