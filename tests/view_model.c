@@ -388,6 +388,7 @@ TEST_TIMEOUT(any_mix, 60)
 	private[0] = 1;
 	for (unsigned int i = 0; i < steps; i++)
 		compare(names[step()]);
+	op_fork();
 	check_sides(file, private, N);
 	for (unsigned int op = 0; op < OPS; op++) {
 		printf("%s %llu%s", names[op], (unsigned long long)done[op], op + 1 < OPS ? ", " : "");
