@@ -97,7 +97,7 @@ TEST(pages_begin_private)
 	check_view(view, private, byte);
 	CHECK_ERR(gmem_file_read(file, 0, buf, 1), -EACCES);
 	CHECK_ERR(gmem_file_pin(file, 0, P), -EACCES);
-	CHECK_ERR(gmem_file_open(gmem_file_fd(file), gmem_file_state_fd(file), &other), -EBUSY);
+	CHECK_ERR(gmem_file_open_kept(file->fd, file->state.fd, &other), -EBUSY);
 	*guest(file, 64) = 1;
 	CHECK_EQ(gmem_file_set_attributes(file, 0, 130 * P, PRIVATE, &error_off), 0);
 	convert(file, 63, 2, 0);

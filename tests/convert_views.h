@@ -254,19 +254,20 @@ TEST(forked_childs_view_excludes_private_pages)
 	gmem_file_free(file);
 }
 
-TEST(second_object_or_private_pages)
+/* A keeper and its servers are no peers: none of them, or no private pages. */
+TEST(keeper_or_private_pages)
 {
 	struct gmem_file *file = file_of(8, 0), *other = NULL;
 
 	convert(file, 0, 1, PRIVATE);
 	convert(file, 0, 1, 0);
-	CHECK_ERR(gmem_file_open(gmem_file_fd(file), gmem_file_state_fd(file), &other), -EBUSY);
+	CHECK_ERR(gmem_file_open_kept(file->fd, file->state.fd, &other), -EBUSY);
 	CHECK(!other);
 	gmem_file_free(file);
 	file = file_of(8, 0);
-	CHECK_OK(gmem_file_open(gmem_file_fd(file), gmem_file_state_fd(file), &other));
+	CHECK_OK(gmem_file_open_kept(file->fd, file->state.fd, &other));
 	CHECK_ERR(gmem_file_set_attributes(file, 0, P, PRIVATE, NULL), -EBUSY);
-	CHECK_ERR(gmem_file_set_attributes(other, 0, P, PRIVATE, NULL), -EBUSY);
+	CHECK_ERR(gmem_file_set_attributes(other, 0, P, PRIVATE, NULL), -EPERM);
 	gmem_file_free(other);
 	/* It stays so: the memory may be anywhere by now. */
 	CHECK_ERR(gmem_file_set_attributes(file, 0, P, PRIVATE, NULL), -EBUSY);

@@ -280,10 +280,13 @@ static int sealed(const void *data, size_t len, uint64_t size, int seals)
 	return fd;
 }
 
+/* A table is so much longer than its words and bits. */
+#define PEERS ((uint64_t)GMEM_STATE_MAX_PEERS * GMEM_STATE_PEER_LEN)
+
 static void rejected(struct gmem_state_header *h, uint64_t size, int seals, int err)
 {
 	struct gmem_state t;
-	int fd = sealed(h, sizeof(*h), size, seals);
+	int fd = sealed(h, sizeof(*h), size + PEERS, seals);
 
 	CHECK_ERR(gmem_state_open(&t, fd), err);
 	close(fd);
@@ -301,7 +304,7 @@ TEST(open_trusts_nothing)
 	struct gmem_state t;
 	int fd, p[2];
 
-	fd = sealed(&good, sizeof(good), 12288, seals);
+	fd = sealed(&good, sizeof(good), 12288 + PEERS, seals);
 	CHECK_OK(gmem_state_open(&t, fd));
 	close(fd);
 	CHECK_EQ(t.npages, 1024);
@@ -328,6 +331,8 @@ TEST(open_trusts_nothing)
 	rejected(&good, 8192, seals, -EINVAL);
 	rejected(&good, 4096, seals, -EINVAL);
 	rejected(&good, sizeof(h), seals, -EINVAL);
+	/* As long as one of an older layout. */
+	rejected(&good, 12288 - PEERS, seals, -EINVAL);
 	rejected(&good, 16384, seals, -EINVAL);
 	rejected(&good, 12288, F_SEAL_GROW, -EINVAL);
 	rejected(&good, 12288, 0, -EINVAL);

@@ -183,7 +183,7 @@ int gmem_attach_view(int attach_fd, struct gmem_view *view)
 	if (err)
 		return err;
 	/* The keeper opens the memory too; a conversion before that would wait for it to read of removals. */
-	if (gmem_state_claim(&view->file->state, GMEM_STATE_OPENED))
+	if (gmem_state_claim(&view->file->state, GMEM_USE_KEEPER))
 		return gmem_err(-EBUSY, "gmem_attach_view: this memory has, or had, private pages");
 	a = malloc(sizeof(*a));
 	if (!a)

@@ -146,7 +146,7 @@ int gmem_keeper_add_file(struct gmem_keeper *keeper, struct gmem_file *file, siz
 
 	if (keeper->nfiles == GMEM_KEEPER_MAX_FILES)
 		return gmem_err(-ENOSPC, "gmem_keeper_add_file: %u files are the most", GMEM_KEEPER_MAX_FILES);
-	err = gmem_file_open(file->fd, file->state.fd, &own);
+	err = gmem_file_open_kept(file->fd, file->state.fd, &own);
 	if (err)
 		return gmem_err_prefix(err, "gmem_keeper_add_file");
 	own->state.header->image_region = (uint32_t)image_region;

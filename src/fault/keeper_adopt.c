@@ -142,7 +142,7 @@ static int adopt_file(struct adoption *a, int state_fd)
 		err = gmem_err_sys(memory, "the memory's descriptor %d", h->regions[0].fd);
 		goto out_state;
 	}
-	err = gmem_file_open(memory, state_fd, &file);
+	err = gmem_file_open_kept(memory, state_fd, &file);
 	close(memory);
 	if (err)
 		goto out_state;

@@ -68,9 +68,13 @@ void gmem_state_set_side(struct gmem_state *s, uint64_t first, uint64_t end, boo
 
 int gmem_state_claim(struct gmem_state *s, uint32_t use)
 {
-	uint32_t none = 0;
+	uint32_t uses = atomic_load(&s->header->uses);
 
-	if (atomic_compare_exchange_strong(&s->header->uses, &none, use) || none == use)
-		return 0;
-	return -EBUSY;
+	do {
+		if (uses & gmem_use_excludes(use))
+			return -EBUSY;
+		if (uses & use)
+			return 0;
+	} while (!atomic_compare_exchange_weak(&s->header->uses, &uses, uses | use));
+	return 0;
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Second stages that map pages of a file, and the window they map. */
 #include <errno.h>
+#include <sched.h>
 #include <sys/mman.h>
 
 #include "base/err.h"
@@ -84,36 +85,48 @@ void gmem_file_close_bindings(struct gmem_file *file)
 	} while (b);
 }
 
-static char *map_window(struct gmem_file *file)
+/* One thread makes it; *ret_busy: that is another one. Its place is told before it shows anything: see foreign.c. */
+static char *map_window(struct gmem_file *file, bool *ret_busy)
 {
+	char *none = NULL;
 	uint64_t room = file->len + WINDOW_ALIGN;
 	char *p = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0), *at;
 
 	if (p == MAP_FAILED)
 		return NULL;
 	at = (char *)(((uintptr_t)p + WINDOW_ALIGN - 1) & ~(uintptr_t)(WINDOW_ALIGN - 1));
+	if (!atomic_compare_exchange_strong(&file->window_place, &none, at)) {
+		munmap(p, room);
+		*ret_busy = true;
+		return NULL;
+	}
 	if (mmap(at, file->len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, file->fd, 0) ==
 		    MAP_FAILED ||
 	    madvise(at, file->len, MADV_DONTFORK)) {
 		munmap(p, room);
+		atomic_store(&file->window_place, NULL);
 		return NULL;
 	}
 	if (at > p)
 		munmap(p, (size_t)(at - p));
 	munmap(at + file->len, (size_t)(p + room - at - file->len));
+	atomic_store(&file->window, at);
 	return at;
 }
 
 char *gmem_file_window(struct gmem_file *file)
 {
-	char *window = atomic_load(&file->window), *none = NULL;
+	char *window;
+	bool busy;
 
-	if (window)
-		return window;
-	window = map_window(file);
-	if (window && !atomic_compare_exchange_strong(&file->window, &none, window)) {
-		munmap(window, file->len);
-		return none;
-	}
+	do {
+		busy = false;
+		window = atomic_load(&file->window);
+		if (!window)
+			window = map_window(file, &busy);
+		if (busy)
+			sched_yield();
+		/* A copy that came with fork(2) has no thread that ends what another one began. */
+	} while (busy && gmem_file_ours(file));
 	return window;
 }

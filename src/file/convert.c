@@ -72,7 +72,7 @@ static int let_in(struct gmem_view *view, uint64_t off, uint64_t len)
 	uint64_t end = off + len;
 	int err = 0;
 
-	if (!atomic_load(&file->state.lost))
+	if (!atomic_load(&file->state.header->lost))
 		return gmem_view_unmark(view, off, len);
 	for (uint64_t to; off < end && !err; off = to) {
 		bool out = lost(file, off);
@@ -170,6 +170,48 @@ static int refuse_pinned(struct gmem_file *file, uint64_t first, uint64_t end, u
 	return gmem_err(-EAGAIN, "gmem_file_set_attributes: page at 0x%llx is pinned", (unsigned long long)pin);
 }
 
+/* ---- one object's part of a round */
+
+int gmem_convert_check_pins(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t *ret_error_off)
+{
+	return refuse_pinned(file, off >> GMEM_PAGE_SHIFT, (off + len) >> GMEM_PAGE_SHIFT, ret_error_off);
+}
+
+/* A part of a view that the program has moved, and unmapped as if it were there, is where nobody can mark it. */
+static int refuse_strayed(struct gmem_file *file, uint64_t off, uint64_t len)
+{
+	int err = file->torn ? gmem_file_strayed(file, NULL, off, len) : 0;
+
+	if (!err)
+		return 0;
+	return gmem_err(
+		err > 0 ? -EOPNOTSUPP : err,
+		"gmem_file_set_attributes: the program has moved a part of a view that is gone to an address of "
+		"its own: 0x%llx to 0x%llx cannot be kept from being touched there",
+		(unsigned long long)off, (unsigned long long)(off + len));
+}
+
+int gmem_convert_mark(struct gmem_file *file, uint64_t off, uint64_t len)
+{
+	uint64_t first = off >> GMEM_PAGE_SHIFT, end = (off + len) >> GMEM_PAGE_SHIFT;
+	int err = refuse_strayed(file, off, len);
+
+	if (err)
+		return err;
+	err = each_piece(file, first, end, true, gmem_view_mark);
+	/* A piece that cannot be unmarked stays SIGBUS: a page too few for the host, never one too many. */
+	if (err)
+		(void)each_piece(file, first, end, true, let_in_or_go_on);
+	return err;
+}
+
+int gmem_convert_let_in(struct gmem_file *file, uint64_t off, uint64_t len)
+{
+	return each_piece(file, off >> GMEM_PAGE_SHIFT, (off + len) >> GMEM_PAGE_SHIFT, true, let_in);
+}
+
+/* ---- the owner's conversion */
+
 static int to_private(struct gmem_file *file, uint64_t first, uint64_t end, uint64_t *ret_error_off)
 {
 	uint64_t off = first << GMEM_PAGE_SHIFT, len = (end - first) << GMEM_PAGE_SHIFT, run_end;
@@ -180,16 +222,13 @@ static int to_private(struct gmem_file *file, uint64_t first, uint64_t end, uint
 	if (err)
 		return err;
 	*ret_error_off = off;
-	if (file->torn) {
-		err = gmem_file_strayed(file, NULL, off, len);
-		if (err)
-			return gmem_err(
-				err > 0 ? -EOPNOTSUPP : err,
-				"gmem_file_set_attributes: the program has moved a part of a view that is gone "
-				"to an address of its own: 0x%llx to 0x%llx cannot be kept from being touched there",
-				(unsigned long long)off, (unsigned long long)(off + len));
-	}
-	err = each_piece(file, first, end, true, gmem_view_mark);
+	err = gmem_round_hold(file, off, len, ret_error_off);
+	if (err)
+		goto out_release;
+	err = gmem_convert_mark(file, off, len);
+	if (err)
+		goto out_release;
+	err = gmem_round_mark(file, off, len, ret_error_off);
 	if (err)
 		goto out_let_in;
 	gmem_file_invalidate_begin(file, off, len, GMEM_SIDE_SHARED);
@@ -199,12 +238,15 @@ static int to_private(struct gmem_file *file, uint64_t first, uint64_t end, uint
 	if (!err)
 		gmem_state_set_side(&file->state, first, end, true);
 	gmem_file_invalidate_end(file, off, len);
-	if (!err)
+	if (!err) {
+		gmem_round_release(file, off, len, false);
 		return 0;
+	}
 
 out_let_in:
-	/* A piece that cannot be unmarked stays SIGBUS: a page too few for the host, never one too many. */
 	(void)each_piece(file, first, end, true, let_in_or_go_on);
+out_release:
+	gmem_round_release(file, off, len, true);
 	return err;
 }
 
@@ -215,6 +257,7 @@ out_let_in:
 static int to_shared(struct gmem_file *file, uint64_t first, uint64_t end, uint64_t *ret_error_off)
 {
 	uint64_t off = first << GMEM_PAGE_SHIFT, len = (end - first) << GMEM_PAGE_SHIFT;
+	bool stored;
 	int err;
 
 	gmem_file_invalidate_begin(file, off, len, GMEM_SIDE_PRIVATE);
@@ -222,22 +265,31 @@ static int to_shared(struct gmem_file *file, uint64_t first, uint64_t end, uint6
 	if (err)
 		*ret_error_off = off;
 	/* Never private and within reach: pages that cannot be marked again are shared, in spite of the error. */
-	if (!err || each_piece(file, first, end, false, gmem_view_mark))
+	stored = !err || each_piece(file, first, end, false, gmem_view_mark);
+	if (stored)
 		gmem_state_set_side(&file->state, first, end, false);
 	gmem_file_invalidate_end(file, off, len);
+	/* Peers let their hosts in afterwards: who is late, or cannot, keeps a page too many from its own. */
+	if (stored)
+		gmem_round_release(file, off, len, true);
 	return err;
 }
 
-/* The kernel does it all but for what only this object knows: its pins. */
+/* The kernel does it all but for what only the objects know: pins, and what they are at. */
 static int by_the_kernel(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t attributes,
 			 uint64_t *ret_error_off)
 {
 	bool private = attributes & GMEM_ATTRIBUTE_PRIVATE;
-	int err = 0;
+	int err = private ? gmem_convert_check_pins(file, off, len, ret_error_off) : 0;
 
+	if (err)
+		return err;
+	err = private ? gmem_round_hold(file, off, len, ret_error_off) : 0;
+	if (!err)
+		err = gmem_guest_memfd_convert(file, off, len, attributes, ret_error_off);
 	if (private)
-		err = refuse_pinned(file, off >> GMEM_PAGE_SHIFT, (off + len) >> GMEM_PAGE_SHIFT, ret_error_off);
-	return err ? err : gmem_guest_memfd_convert(file, off, len, attributes, ret_error_off);
+		gmem_round_release(file, off, len, err);
+	return err;
 }
 
 /* The order of the kernel's own checks (KVM_SET_MEMORY_ATTRIBUTES2); all of them are -EINVAL. */
@@ -254,11 +306,28 @@ static int check(const struct gmem_file *file, uint64_t off, uint64_t len, uint6
 				(unsigned long long)off, (unsigned long long)len, (unsigned long long)attributes, what);
 }
 
+static int convert_locked(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t attributes,
+			  uint64_t *ret_error_off)
+{
+	uint64_t page = off >> GMEM_PAGE_SHIFT, end = (off + len) >> GMEM_PAGE_SHIFT, run_end;
+	bool private = attributes & GMEM_ATTRIBUTE_PRIVATE;
+	int err = gmem_round_enter(file);
+
+	if (err)
+		return err;
+	if (file->engine == GMEM_ENGINE_KERNEL)
+		err = by_the_kernel(file, off, len, attributes, ret_error_off);
+	/* Narrowed to what changes. */
+	else if (next_run(file, &page, end, private, &run_end))
+		err = private ? to_private(file, page, end, ret_error_off) : to_shared(file, page, end, ret_error_off);
+	gmem_round_leave(file);
+	return err;
+}
+
 int gmem_file_set_attributes(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t attributes,
 			     uint64_t *ret_error_off)
 {
 	bool private = attributes & GMEM_ATTRIBUTE_PRIVATE;
-	uint64_t first = off >> GMEM_PAGE_SHIFT, end = (off + len) >> GMEM_PAGE_SHIFT, page = first, run_end;
 	uint64_t at = off;
 	int err = check(file, off, len, attributes);
 
@@ -266,16 +335,15 @@ int gmem_file_set_attributes(struct gmem_file *file, uint64_t off, uint64_t len,
 		return err;
 	if (!gmem_file_ours(file))
 		return gmem_err(-EIO, "gmem_file_set_attributes: this object is a copy that came with fork(2)");
-	if (private && gmem_state_claim(&file->state, GMEM_STATE_SOLE))
+	if (file->opened)
+		return gmem_err(-EPERM, "gmem_file_set_attributes: this object was opened from descriptors: the one "
+					"that made the memory converts it");
+	if (private && gmem_state_claim(&file->state, GMEM_USE_PRIVATE))
 		return gmem_err(-EBUSY,
-				"gmem_file_set_attributes: this memory is open in another object too, or behind a "
-				"keeper: the host could not be kept out");
+				"gmem_file_set_attributes: this memory is, or was, behind a keeper, or in a view of a "
+				"forked child: the host could not be kept out");
 	gmem_rwlock_lock(&file->invalidate_lock);
-	if (file->engine == GMEM_ENGINE_KERNEL)
-		err = by_the_kernel(file, off, len, attributes, &at);
-	/* Narrowed to what changes. */
-	else if (next_run(file, &page, end, private, &run_end))
-		err = private ? to_private(file, page, end, &at) : to_shared(file, page, end, &at);
+	err = convert_locked(file, off, len, attributes, &at);
 	gmem_rwlock_unlock(&file->invalidate_lock);
 	if (err && ret_error_off)
 		*ret_error_off = at;

@@ -68,6 +68,7 @@ static struct gmem_file *new_file(void)
 	file->state.fd = -1;
 	file->maps_fd = -1;
 	file->empty_fd = -1;
+	file->round.life = -1;
 	atomic_store(&file->refs, 1);
 	return file;
 }
@@ -127,7 +128,7 @@ static int set_engine(struct gmem_file *file)
 	return file->why ? 0 : gmem_err_sys(-ENOMEM, "gmem_file_open");
 }
 
-int gmem_file_open(int fd, int state_fd, struct gmem_file **ret)
+static int open_as(uint32_t use, int fd, int state_fd, struct gmem_file **ret)
 {
 	struct gmem_file *file;
 	struct stat st;
@@ -148,11 +149,13 @@ int gmem_file_open(int fd, int state_fd, struct gmem_file **ret)
 		err = gmem_err(-EINVAL, "gmem_file_open: this page-state table belongs to another memory file");
 		goto out_free;
 	}
-	err = gmem_state_claim(&file->state, GMEM_STATE_OPENED);
+	file->opened = true;
+	err = gmem_state_claim(&file->state, use);
 	if (err) {
-		gmem_err(err,
-			 "gmem_file_open: this memory has, or had, private pages or guests: only the object that made "
-			 "it knows all of them");
+		gmem_err(err, use == GMEM_USE_PEER ?
+				      "gmem_file_open: this memory has, or had, guests: only the object "
+				      "that made it can tell them what is absent" :
+				      "gmem_file_open: this memory has, or had, private pages or guests");
 		goto out_free;
 	}
 	file->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
@@ -172,6 +175,27 @@ out_free:
 	return err;
 }
 
+int gmem_file_open_kept(int fd, int state_fd, struct gmem_file **ret)
+{
+	return open_as(GMEM_USE_KEEPER, fd, state_fd, ret);
+}
+
+int gmem_file_open(int fd, int state_fd, struct gmem_file **ret)
+{
+	struct gmem_file *file;
+	int err = open_as(GMEM_USE_PEER, fd, state_fd, &file);
+
+	if (err)
+		return err;
+	err = gmem_peer_join(file);
+	if (err) {
+		gmem_file_free(file);
+		return err;
+	}
+	*ret = file;
+	return 0;
+}
+
 bool gmem_file_ours(const struct gmem_file *file)
 {
 	/* getpid(2) is a system call, a fifth of what it takes to let the host into a page again. */
@@ -189,6 +213,9 @@ static void destroy(struct gmem_file *file)
 	bool ours = gmem_file_ours(file);
 	struct gmem_supply *next;
 
+	gmem_peer_leave(file);
+	if (file->round.life >= 0)
+		close(file->round.life);
 	for (struct gmem_supply *s = file->supplies; s; s = next) {
 		next = s->next;
 		free(s);
@@ -239,6 +266,8 @@ uint64_t gmem_file_size(const struct gmem_file *file)
 
 int gmem_file_fd(const struct gmem_file *file)
 {
+	/* From now on there may be mappings that are no views: gmem_foreign_look(). */
+	atomic_store(&file->state.header->exported, 1);
 	return file->fd;
 }
 

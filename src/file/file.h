@@ -17,6 +17,7 @@
 
 #include "base/range.h"
 #include "base/rwlock.h"
+#include "file/peer.h"
 #include "file/state.h"
 #include "gmem.h"
 #include "sys/maps.h"
@@ -157,6 +158,7 @@ struct gmem_file {
 	pid_t pid; /* of the process that made the object */
 	_Atomic uint32_t refs;
 	char *_Atomic window; /* see gmem_file_window() */
+	char *_Atomic window_place; /* where it is, or is about to be */
 	_Atomic uint32_t *_Atomic pins; /* a count a page, NULL before the first pin */
 	struct gmem_view *views;
 	/* Guarded by the invalidate lock: see place.c. */
@@ -166,6 +168,9 @@ struct gmem_file {
 	bool torn; /* a part of a view that is gone lives on at an address the library was not told */
 	struct gmem_binding *bindings;
 	struct gmem_supply *supplies;
+	bool opened; /* from descriptors: another object made the memory, and converts */
+	struct gmem_peer *peer; /* what gmem_file_open() adds, else NULL; never changes */
+	struct gmem_round round; /* of who made it: the conversion that runs */
 };
 
 extern const struct gmem_backing_ops gmem_memfd_backing; /* user engine */
@@ -183,6 +188,9 @@ int gmem_engine_make(struct gmem_file *file, const struct gmem_file_opts *opts, 
 /* Kernel engine: conversion by the kernel. Invalidate lock held, exclusive. */
 int gmem_guest_memfd_convert(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t attributes,
 			     uint64_t *ret_error_off);
+
+/* gmem_file_open() for keepers and their servers, in whose memory nothing becomes private: no peer, no thread. */
+int gmem_file_open_kept(int fd, int state_fd, struct gmem_file **ret);
 
 /* Makes the caller a server: before any page is brought in, the generation the keeper gave it. */
 void gmem_file_set_generation(struct gmem_file *file, uint32_t generation);
@@ -270,6 +278,15 @@ int gmem_file_bring_in(struct gmem_file *file, uint64_t off, struct gmem_wait *w
 
 /* The first pinned page of [off, off + len), UINT64_MAX: none. Invalidate lock held, exclusive. */
 uint64_t gmem_file_first_pin(struct gmem_file *file, uint64_t off, uint64_t len);
+
+/* ---- convert.c: one object's part of a conversion to private. Invalidate lock held, exclusive. */
+
+/* -EAGAIN and where: this object's pins hold a page of the range that is shared. */
+int gmem_convert_check_pins(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t *ret_error_off);
+/* Keeps the host out of what is shared of the range, in all views or in none. */
+int gmem_convert_mark(struct gmem_file *file, uint64_t off, uint64_t len);
+/* Lets it in where the pages are shared. Stops at an error, and may be called again. */
+int gmem_convert_let_in(struct gmem_file *file, uint64_t off, uint64_t len);
 
 /* ---- view.c, view_remap.c, place.c, mark.c */
 

@@ -195,7 +195,7 @@ int gmem_file_write(struct gmem_file *file, uint64_t off, const void *buf, size_
 	char bounce[GMEM_PAGE_SIZE];
 	const char *in = buf;
 
-	if (!err && !gmem_file_ours(file) && gmem_state_sole(&file->state))
+	if (!err && !gmem_file_ours(file) && gmem_state_used(&file->state, GMEM_USE_PRIVATE | GMEM_USE_GUEST))
 		err = gmem_err(-EIO, "gmem_file_write: this object is a copy that came with fork(2), of a memory with "
 				     "private pages");
 	while (!err && len) {

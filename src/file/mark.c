@@ -430,7 +430,7 @@ int gmem_view_mark_private(struct gmem_view *view)
 	int err = 0;
 
 	end = gmem_min_u64((view->off + view->len) >> GMEM_PAGE_SHIFT, state->npages);
-	while (page < end && !err && gmem_state_sole(state)) {
+	while (page < end && !err && gmem_state_used(state, GMEM_USE_PRIVATE)) {
 		uint64_t next = gmem_state_side_end(state, page, end);
 
 		if (gmem_state_private(state, page))

@@ -24,7 +24,7 @@ int gmem_file_open_maps(struct gmem_file *file)
 	/* A forked child's copy of the descriptor tells of its parent. */
 	if (file->maps_fd >= 0 || !gmem_file_ours(file))
 		return 0;
-	fd = gmem_sys_maps_open();
+	fd = gmem_sys_maps_open(0);
 	if (fd < 0)
 		return not_to_be_had(fd) ? 0 : fd;
 	file->maps_fd = fd;
@@ -33,7 +33,7 @@ int gmem_file_open_maps(struct gmem_file *file)
 
 static int begin(const struct gmem_file *file, int *ret_fd)
 {
-	int fd = gmem_file_ours(file) && file->maps_fd >= 0 ? file->maps_fd : gmem_sys_maps_open();
+	int fd = gmem_file_ours(file) && file->maps_fd >= 0 ? file->maps_fd : gmem_sys_maps_open(0);
 
 	*ret_fd = fd < 0 ? -1 : fd;
 	return fd >= 0 || not_to_be_had(fd) ? 0 : fd;

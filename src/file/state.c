@@ -24,9 +24,14 @@ static uint64_t flips_at(uint64_t npages)
 	return round_up(GMEM_STATE_HEADER_LEN + npages * sizeof(uint32_t));
 }
 
-static uint64_t table_len(uint64_t npages)
+static uint64_t peers_at(uint64_t npages)
 {
 	return flips_at(npages) + round_up((npages + 63) / 64 * sizeof(uint64_t));
+}
+
+static uint64_t table_len(uint64_t npages)
+{
+	return peers_at(npages) + GMEM_STATE_MAX_PEERS * GMEM_STATE_PEER_LEN;
 }
 
 static int map(struct gmem_state *s, int fd, uint64_t len)
@@ -47,6 +52,7 @@ static void set_pages(struct gmem_state *s, uint64_t npages)
 	s->npages = npages;
 	s->init_private = s->header->init_private;
 	s->flips = (_Atomic uint64_t *)((char *)s->header + flips_at(npages));
+	s->peers = (char *)s->header + peers_at(npages);
 }
 
 int gmem_state_create(struct gmem_state *s, uint64_t npages, bool init_private)
@@ -71,7 +77,7 @@ int gmem_state_create(struct gmem_state *s, uint64_t npages, bool init_private)
 	s->header->page_shift = GMEM_PAGE_SHIFT;
 	s->header->npages = npages;
 	s->header->cookie = cookie;
-	atomic_store(&s->header->uses, init_private ? GMEM_STATE_SOLE : 0);
+	atomic_store(&s->header->uses, init_private ? GMEM_USE_PRIVATE : 0);
 	return 0;
 }
 
@@ -213,7 +219,7 @@ void gmem_state_fill(struct gmem_state *s, uint64_t page)
 void gmem_state_lose(struct gmem_state *s, uint64_t page)
 {
 	atomic_store_explicit(&s->words[page], GMEM_WORD_POISONED, memory_order_release);
-	atomic_store(&s->lost, true);
+	atomic_store(&s->header->lost, 1);
 }
 
 bool gmem_state_zero(struct gmem_state *s, uint64_t page)

@@ -16,7 +16,8 @@
  * removed while it is locked is marked DOOMED; the holder of the lock drops it instead of publishing it.
  *
  * Behind the words is a bitmap with a bit a page: set, the page is not on the side (shared or private) that the file's
- * pages began on. Bits are changed under the file's invalidate lock, exclusive, and read without a lock.
+ * pages began on. Bits are changed under the file's invalidate lock, exclusive, and read without a lock. Behind that is
+ * a place for each peer, see peer.h; a hole in the file until there is one.
  */
 #ifndef GMEM_FILE_STATE_H
 #define GMEM_FILE_STATE_H
@@ -29,8 +30,10 @@
 #include "gmem.h"
 
 #define GMEM_STATE_MAGIC 0x45544154534d4547ull /* "GEMSTATE" */
-#define GMEM_STATE_VERSION 3u
+#define GMEM_STATE_VERSION 4u
 #define GMEM_STATE_MAX_REGIONS 32u
+#define GMEM_STATE_MAX_PEERS 32u
+#define GMEM_STATE_PEER_LEN 16384u /* bytes of the table's file for each: struct gmem_peer_page */
 
 #define GMEM_WORD_CONTENT 0x3u /* mask */
 #define GMEM_WORD_ABSENT 0x0u
@@ -72,7 +75,14 @@ struct gmem_state_header {
 	_Atomic uint32_t note; /* gmem_server_set_note() */
 	uint32_t init_private; /* pages begin private */
 	uint32_t engine, flags; /* of the file: enum gmem_engine, GMEM_FILE_* */
-	_Atomic uint32_t uses; /* GMEM_STATE_OPENED or GMEM_STATE_SOLE, see gmem_state_claim() */
+	_Atomic uint32_t uses; /* GMEM_USE_*, see gmem_state_claim() */
+	_Atomic uint32_t lost; /* gmem_state_lose() was called */
+	_Atomic uint32_t exported; /* gmem_file_fd() was: there may be mappings that are no views */
+	_Atomic uint32_t peers; /* a bit each; see peer.h, as for what follows */
+	_Atomic uint32_t converting; /* odd: a conversion runs */
+	_Atomic int32_t owner_pid;
+	_Atomic uint32_t owner_hidden; /* it converts, and cannot show that it lives */
+	_Atomic uint64_t owner_pid_space;
 	struct gmem_state_region regions[GMEM_STATE_MAX_REGIONS];
 	uint64_t image_dev, image_ino,
 		image_size; /* of the image, so that another file under its name is not taken for it */
@@ -87,9 +97,9 @@ struct gmem_state {
 	struct gmem_state_header *header;
 	_Atomic uint32_t *words;
 	_Atomic uint64_t *flips; /* the bitmap */
+	char *peers; /* the places of the peers */
 	uint64_t npages;
 	uint64_t map_len;
-	_Atomic bool lost; /* gmem_state_lose() was called */
 	bool init_private; /* what the header says, so that nobody can change it under us */
 	int fd;
 };
@@ -151,18 +161,46 @@ uint64_t gmem_state_side_end(const struct gmem_state *s, uint64_t page, uint64_t
 void gmem_state_set_side(struct gmem_state *s, uint64_t first, uint64_t end, bool private);
 
 /*
- * A memory is either open in several objects, or there is a sole one, with private pages or guests: whoever converts a
- * page has to know every view, pin and second stage, and a guest that meets an absent page who is to bring it in. The
- * first of the two uses stays for ever. -EBUSY: the other one came first.
+ * What a memory is used for. A use that has begun stays for ever, because the memory may be anywhere by then, and keeps
+ * out those that do not go with it:
+ *
+ *	             PEER  PRIVATE  GUEST  KEEPER  CHILD
+ *	PEER          +       +       -       +      +	an object that gmem_file_open() made
+ *	PRIVATE       +       +       +       -      -	pages that are, or were, private
+ *	GUEST         -       +       +       -      -	a slot of a machine
+ *	KEEPER        +       -       -       +      +	a keeper and its servers, or a program attached to one
+ *	CHILD         +       -       -       +      +	a view in a forked child
+ *
+ * Who converts a page has to reach every view and pin of it. Peers answer (peer.h). A keeper has the program's raw
+ * userfault descriptors, with which a page is mapped over its marker; a forked child has no thread that could answer.
+ * A guest that meets an absent page asks this object who is to bring it in, and another one may have a pager too.
  */
-#define GMEM_STATE_OPENED 1u
-#define GMEM_STATE_SOLE 2u
+#define GMEM_USE_PEER (1u << 0)
+#define GMEM_USE_PRIVATE (1u << 1)
+#define GMEM_USE_GUEST (1u << 2)
+#define GMEM_USE_KEEPER (1u << 3)
+#define GMEM_USE_CHILD (1u << 4)
+
+static inline uint32_t gmem_use_excludes(uint32_t use)
+{
+	switch (use) {
+	case GMEM_USE_PEER:
+		return GMEM_USE_GUEST;
+	case GMEM_USE_PRIVATE:
+		return GMEM_USE_KEEPER | GMEM_USE_CHILD;
+	case GMEM_USE_GUEST:
+		return GMEM_USE_PEER | GMEM_USE_KEEPER | GMEM_USE_CHILD;
+	default:
+		return GMEM_USE_PRIVATE | GMEM_USE_GUEST;
+	}
+}
+
+/* Begins one use. -EBUSY: one that does not go with it came first. */
 int gmem_state_claim(struct gmem_state *s, uint32_t use);
 
-/* False: no page is, or was, private, and no guest's. Meaningful under the invalidate lock. */
-static inline bool gmem_state_sole(const struct gmem_state *s)
+static inline bool gmem_state_used(const struct gmem_state *s, uint32_t uses)
 {
-	return atomic_load(&s->header->uses) == GMEM_STATE_SOLE;
+	return atomic_load(&s->header->uses) & uses;
 }
 
 /* ---- page locks */

@@ -12,20 +12,44 @@
 static int enlist(struct gmem_view *view)
 {
 	struct gmem_file *file = view->file;
+	int err = gmem_file_open_maps(file);
+
+	if (err)
+		return gmem_err_sys(err, "gmem_view_map: /proc/self/maps");
+	err = gmem_view_mark_private(view);
+	if (err)
+		return gmem_err_prefix(err, "gmem_view_map");
+	err = gmem_peer_publish(view);
+	if (err)
+		return gmem_err_prefix(err, "gmem_view_map");
+	view->next = file->views;
+	file->views = view;
+	return 0;
+}
+
+/* With the lock: who looks for mappings that are no views (foreign.c) finds none that is about to be one. */
+static int map_locked(struct gmem_view *view)
+{
+	struct gmem_file *file = view->file;
+	bool never = file->flags & GMEM_FILE_NO_MMAP;
+	uint64_t len = view->len;
 	int err;
 
-	gmem_rwlock_lock(&file->invalidate_lock);
-	err = gmem_file_open_maps(file);
-	if (err)
-		gmem_err_sys(err, "/proc/self/maps");
+	view->addr =
+		mmap(NULL, len, never ? PROT_NONE : view->prot, MAP_SHARED | MAP_NORESERVE, file->fd, (off_t)view->off);
+	if (view->addr == MAP_FAILED)
+		return gmem_err_sys(-errno, "gmem_view_map: %llu bytes at 0x%llx", (unsigned long long)len,
+				    (unsigned long long)view->off);
+	/* The last thing the kernel asks, of a guest_memfd too. */
+	if (never)
+		err = gmem_err(-ENODEV, "gmem_view_map: this file is never mapped (GMEM_FILE_NO_MMAP)");
+	else if (madvise(view->addr, len, MADV_DONTFORK))
+		err = gmem_err_sys(-errno, "gmem_view_map: MADV_DONTFORK");
 	else
-		err = gmem_view_mark_private(view);
-	if (!err) {
-		view->next = file->views;
-		file->views = view;
-	}
-	gmem_rwlock_unlock(&file->invalidate_lock);
-	return err ? gmem_err_prefix(err, "gmem_view_map") : 0;
+		err = enlist(view);
+	if (err)
+		munmap(view->addr, len);
+	return err;
 }
 
 static void forget(struct gmem_view *view)
@@ -45,7 +69,7 @@ static int check_map(struct gmem_file *file, uint64_t off, uint64_t len, int pro
 	if (prot & ~(PROT_READ | PROT_WRITE))
 		return gmem_err(-EINVAL, "gmem_view_map: prot 0x%x: only PROT_READ and PROT_WRITE", (unsigned int)prot);
 	/* Who converts pages knows nothing of the views of a forked child. */
-	if (!gmem_file_ours(file) && gmem_state_claim(&file->state, GMEM_STATE_OPENED))
+	if (!gmem_file_ours(file) && gmem_state_claim(&file->state, GMEM_USE_CHILD))
 		return gmem_err(-EBUSY, "gmem_view_map: this memory has, or had, private pages: a forked child gets no "
 					"view of it");
 	return 0;
@@ -62,36 +86,17 @@ int gmem_view_map(struct gmem_file *file, uint64_t off, uint64_t len, int prot, 
 	if (!view)
 		return gmem_err_sys(-ENOMEM, "gmem_view_map");
 	*view = (struct gmem_view){ .off = off, .len = len, .file = file, .prot = prot, .uffd = -1, .pid = getpid() };
-	if (file->flags & GMEM_FILE_NO_MMAP)
-		prot = PROT_NONE;
-	view->addr = mmap(NULL, len, prot, MAP_SHARED | MAP_NORESERVE, file->fd, (off_t)off);
-	if (view->addr == MAP_FAILED) {
-		err = gmem_err_sys(-errno, "gmem_view_map: %llu bytes at 0x%llx", (unsigned long long)len,
-				   (unsigned long long)off);
-		goto out_free;
+	gmem_rwlock_lock(&file->invalidate_lock);
+	err = map_locked(view);
+	gmem_rwlock_unlock(&file->invalidate_lock);
+	if (err) {
+		forget(view);
+		free(view);
+		return err;
 	}
-	/* The last thing the kernel asks, of a guest_memfd too. */
-	if (file->flags & GMEM_FILE_NO_MMAP) {
-		err = gmem_err(-ENODEV, "gmem_view_map: this file is never mapped (GMEM_FILE_NO_MMAP)");
-		goto out_unmap;
-	}
-	if (madvise(view->addr, len, MADV_DONTFORK)) {
-		err = gmem_err_sys(-errno, "gmem_view_map: MADV_DONTFORK");
-		goto out_unmap;
-	}
-	err = enlist(view);
-	if (err)
-		goto out_unmap;
 	gmem_file_get(file);
 	*ret = view;
 	return 0;
-
-out_unmap:
-	munmap(view->addr, len);
-	forget(view);
-out_free:
-	free(view);
-	return err;
 }
 
 /*
@@ -124,6 +129,7 @@ void gmem_view_unmap(struct gmem_view *view)
 		at = &(*at)->next;
 	*at = view->next;
 	gmem_view_unmap_pieces(view, view->off, view->len);
+	gmem_peer_withdraw(view);
 	gmem_rwlock_unlock(&view->file->invalidate_lock);
 	forget(view);
 	gmem_file_put(view->file);

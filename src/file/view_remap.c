@@ -66,13 +66,22 @@ int gmem_view_split(struct gmem_view *view, uint64_t len, struct gmem_view **ret
 			goto out_unlock;
 		}
 	}
+	err = gmem_peer_publish(rest);
+	if (err) {
+		gmem_err_prefix(err, "gmem_view_split");
+		goto out_close;
+	}
 	gmem_file_get(view->file);
 	view->len = len;
 	view->next = rest;
+	gmem_peer_moved(view, view->addr);
 	gmem_rwlock_unlock(lock);
 	*ret = rest;
 	return 0;
 
+out_close:
+	if (rest->uffd >= 0)
+		close(rest->uffd);
 out_unlock:
 	gmem_rwlock_unlock(lock);
 	free(rest);
@@ -207,13 +216,17 @@ static int check_place(const struct gmem_view *view, uint64_t new_len, uint64_t 
 int gmem_view_remap(struct gmem_view *view, uint64_t new_len, void *addr)
 {
 	int err = check(view, "gmem_view_remap");
+	void *from;
 
 	if (!err)
 		err = check_place(view, new_len, (uint64_t)(uintptr_t)addr);
 	if (err)
 		return err;
 	gmem_rwlock_lock(&view->file->invalidate_lock);
+	from = view->addr;
 	err = remap(view, new_len, addr);
+	if (!err)
+		gmem_peer_moved(view, from);
 	gmem_rwlock_unlock(&view->file->invalidate_lock);
 	return err;
 }

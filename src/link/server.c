@@ -54,7 +54,7 @@ static int take_file(struct gmem_server *s, const struct gmem_wire *w, const int
 
 	if (i == GMEM_KEEPER_MAX_FILES)
 		return gmem_err(-EPROTO, "server: the keeper has too many files");
-	err = gmem_file_open(fds[1], fds[0], &s->files[i]);
+	err = gmem_file_open_kept(fds[1], fds[0], &s->files[i]);
 	if (err)
 		return err;
 	gmem_file_set_generation(s->files[i], s->status.generation);

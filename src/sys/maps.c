@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 #include "sys/maps.h"
 
+#include <ctype.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
@@ -12,9 +15,13 @@
 #include "sys/call.h"
 #include "sys/uapi.h"
 
-int gmem_sys_maps_open(void)
+int gmem_sys_maps_open(pid_t pid)
 {
-	return gmem_sys_open("/proc/self/maps", O_RDONLY);
+	char path[40] = "/proc/self/maps";
+
+	if (pid)
+		snprintf(path, sizeof(path), "/proc/%d/maps", (int)pid);
+	return gmem_sys_open(path, O_RDONLY);
 }
 
 void gmem_sys_maps_begin(struct gmem_sys_maps *maps, int fd, uint64_t hva)
@@ -124,4 +131,57 @@ int gmem_sys_maps_next(struct gmem_sys_maps *maps, struct gmem_sys_mapping *ret)
 	if (!err)
 		maps->at = ret->end;
 	return err;
+}
+
+int gmem_sys_maps_each(pid_t pid, int (*fn)(void *opaque, const struct gmem_sys_mapping *map), void *opaque)
+{
+	struct gmem_sys_mapping map;
+	struct gmem_sys_maps maps;
+	int fd = gmem_sys_maps_open(pid), ret;
+	bool more;
+
+	if (fd < 0)
+		return fd;
+	gmem_sys_maps_begin(&maps, fd, 0);
+	do {
+		ret = gmem_sys_maps_next(&maps, &map);
+		more = !ret;
+		if (more)
+			ret = fn(opaque, &map);
+		else if (ret == -ENOENT)
+			ret = 0;
+	} while (more && !ret);
+	close(fd);
+	return ret;
+}
+
+/* By what /proc calls it, which may be another one's number than getpid(2) tells. */
+static pid_t self(void)
+{
+	char text[16];
+	ssize_t n = readlink("/proc/self", text, sizeof(text) - 1);
+
+	if (n <= 0)
+		return 0;
+	text[n] = '\0';
+	return atoi(text);
+}
+
+int gmem_sys_processes_each(int (*fn)(void *opaque, pid_t pid), void *opaque)
+{
+	pid_t me = self();
+	struct dirent *e;
+	int ret = 0;
+	DIR *dir = opendir("/proc");
+
+	if (!dir)
+		return -errno;
+	while (!ret && (e = readdir(dir))) {
+		pid_t pid = isdigit((unsigned char)e->d_name[0]) ? atoi(e->d_name) : 0;
+
+		if (pid > 0 && pid != me)
+			ret = fn(opaque, pid);
+	}
+	closedir(dir);
+	return ret;
 }

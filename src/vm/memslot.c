@@ -230,6 +230,12 @@ static int create(struct gmem_vm *vm, const struct gmem_memslot *s)
 		return err;
 	if (s->file->engine == GMEM_ENGINE_KERNEL && (s->file->flags & GMEM_FILE_NO_MMAP))
 		return gmem_err(-EOPNOTSUPP, "gmem_vm_set_slot: slot %u: a guest_memfd that is not mapped", s->slot);
+	err = gmem_state_claim(&s->file->state, GMEM_USE_GUEST);
+	if (err)
+		return gmem_err(err,
+				"gmem_vm_set_slot: slot %u: the file is open in another object too, or behind a "
+				"keeper: what is absent of it could not be told from zero",
+				s->slot);
 	window = gmem_file_window(s->file);
 	slot = window ? calloc(1, sizeof(*slot)) : NULL;
 	if (!slot)
@@ -246,14 +252,6 @@ static int create(struct gmem_vm *vm, const struct gmem_memslot *s)
 		.vm = vm,
 	};
 	gmem_vm_get(vm);
-	err = gmem_state_claim(&s->file->state, GMEM_STATE_SOLE);
-	if (err) {
-		gmem_err(err,
-			 "gmem_vm_set_slot: slot %u: the file is open in another object too, or behind a keeper: "
-			 "what is absent of it could not be told from zero",
-			 s->slot);
-		goto out_put;
-	}
 	err = gmem_file_bind(s->file, &slot->binding);
 	if (err) {
 		gmem_err_prefix(err, "gmem_vm_set_slot: slot %u", s->slot);
