@@ -257,21 +257,19 @@ out_release:
 static int to_shared(struct gmem_file *file, uint64_t first, uint64_t end, uint64_t *ret_error_off)
 {
 	uint64_t off = first << GMEM_PAGE_SHIFT, len = (end - first) << GMEM_PAGE_SHIFT;
-	bool stored;
 	int err;
 
+	gmem_round_hold_shared(file, off, len);
 	gmem_file_invalidate_begin(file, off, len, GMEM_SIDE_PRIVATE);
 	err = each_piece(file, first, end, false, let_in);
 	if (err)
 		*ret_error_off = off;
 	/* Never private and within reach: pages that cannot be marked again are shared, in spite of the error. */
-	stored = !err || each_piece(file, first, end, false, gmem_view_mark);
-	if (stored)
+	if (!err || each_piece(file, first, end, false, gmem_view_mark))
 		gmem_state_set_side(&file->state, first, end, false);
 	gmem_file_invalidate_end(file, off, len);
-	/* Peers let their hosts in afterwards: who is late, or cannot, keeps a page too many from its own. */
-	if (stored)
-		gmem_round_release(file, off, len, true);
+	/* Peers let their hosts in now: who is late, or cannot, keeps a page too many from its own. */
+	gmem_round_release(file, off, len, true);
 	return err;
 }
 
@@ -284,11 +282,13 @@ static int by_the_kernel(struct gmem_file *file, uint64_t off, uint64_t len, uin
 
 	if (err)
 		return err;
-	err = private ? gmem_round_hold(file, off, len, ret_error_off) : 0;
+	if (private)
+		err = gmem_round_hold(file, off, len, ret_error_off);
+	else
+		gmem_round_hold_shared(file, off, len);
 	if (!err)
 		err = gmem_guest_memfd_convert(file, off, len, attributes, ret_error_off);
-	if (private)
-		gmem_round_release(file, off, len, err);
+	gmem_round_release(file, off, len, true);
 	return err;
 }
 

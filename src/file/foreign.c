@@ -23,6 +23,7 @@ struct look {
 	pid_t pid; /* of the process looked at, 0: this one */
 	uint32_t members; /* peers whose process it is */
 	uint32_t seen; /* peers whose process was looked at */
+	uint32_t incarnation[GMEM_STATE_MAX_PEERS]; /* of their places */
 	bool shows; /* it maps some of the range */
 	uint64_t hva, at; /* of what was found, in the process and in the file */
 };
@@ -116,18 +117,42 @@ static int compare(void *opaque, const struct gmem_sys_mapping *map)
 	return 0;
 }
 
+/*
+ * Reading /proc keeps the mappings of a process that dies meanwhile, but not its locks: somebody else may be in its
+ * place by now, and have wiped what was told there.
+ */
+static bool places_changed(struct look *l, bool note)
+{
+	bool changed = false;
+
+	for (unsigned int n = 0; n < GMEM_STATE_MAX_PEERS; n++) {
+		uint32_t now = atomic_load(&gmem_peer_page(&l->file->state, n)->incarnation);
+
+		if (!(l->members & 1u << n))
+			continue;
+		changed |= !note && now != l->incarnation[n];
+		l->incarnation[n] = now;
+	}
+	return changed;
+}
+
 /* -EBUSY: found. What cannot be looked at is skipped. */
 static int look_at(void *opaque, pid_t pid)
 {
 	struct look *l = opaque;
+	int err;
 
-	l->pid = pid;
-	l->members = 0;
-	l->shows = false;
-	if (gmem_sys_maps_each(pid, survey, l))
-		return 0;
+	do {
+		l->pid = pid;
+		l->members = 0;
+		l->shows = false;
+		if (gmem_sys_maps_each(pid, survey, l))
+			return 0;
+		places_changed(l, true);
+		err = l->shows ? gmem_sys_maps_each(pid, compare, l) : 0;
+	} while (err == -EBUSY && places_changed(l, false));
 	l->seen |= l->members;
-	return l->shows && gmem_sys_maps_each(pid, compare, l) == -EBUSY ? -EBUSY : 0;
+	return err == -EBUSY ? err : 0;
 }
 
 int gmem_foreign_look(struct gmem_file *file, uint64_t off, uint64_t len, uint32_t *ret_seen, uint64_t *ret_error_off)

@@ -36,8 +36,10 @@ static int take_place(struct gmem_peer *p)
 	for (p->number = 0; p->number < GMEM_STATE_MAX_PEERS; p->number++) {
 		int err = gmem_life_take(p->life, p->number);
 
+		if (!err)
+			return 0;
 		if (err != -EAGAIN)
-			return err ? gmem_err_sys(err, "gmem_file_open: a lock on the state table") : 0;
+			return gmem_err_sys(err, "gmem_file_open: a lock on the state table");
 	}
 	return gmem_err(-ENOSPC, "gmem_file_open: this memory is open in %u other objects, which are the most",
 			GMEM_STATE_MAX_PEERS);
@@ -108,11 +110,15 @@ static int wait_for_conversion(struct gmem_peer *p)
 	return 0;
 }
 
+/* In a forked child something else may be where the place was. */
 static void free_peer(struct gmem_peer *p, bool ours)
 {
-	/* In a forked child something else may be where the place was. */
+	/* First: while it is mapped, the place must be nobody else's. */
 	if (p->page && ours)
 		munmap(p->page, GMEM_STATE_PEER_LEN);
+	/* By closing alone, a forked child that has the descriptor too would keep the place. */
+	if (p->life >= 0 && ours && p->number < GMEM_STATE_MAX_PEERS)
+		gmem_life_drop(p->life, p->number);
 	if (p->life >= 0)
 		close(p->life);
 	free(p);
@@ -126,6 +132,7 @@ int gmem_peer_join(struct gmem_file *file)
 	if (!p)
 		return gmem_err_sys(-ENOMEM, "gmem_file_open");
 	p->file = file;
+	p->number = GMEM_STATE_MAX_PEERS;
 	p->life = gmem_life_open(file->state.fd);
 	if (p->life < 0) {
 		err = gmem_err_sys(p->life, "gmem_file_open: the state table by way of /proc");
@@ -169,8 +176,6 @@ void gmem_peer_leave(struct gmem_file *file)
 		atomic_fetch_and(&file->state.header->peers, ~bit_of(p));
 		atomic_store(&p->page->answer, GMEM_PEER_LEFT);
 		gmem_futex_wake(&p->page->answer);
-		/* By closing alone, a forked child that has the descriptor too would keep the place. */
-		gmem_life_drop(p->life, p->number);
 	}
 	free_peer(p, ours);
 	file->peer = NULL;

@@ -9,13 +9,14 @@
  *
  * To private, the owner holding its invalidate lock throughout:
  *
- *	HOLD	the agent takes its own object's invalidate lock, exclusive, and keeps it; -EAGAIN: a pin
+ *	HOLD	the agent takes its own object's invalidate lock, exclusive, and keeps it; -EAGAIN and where: a pin
  *	LOOK	only of a peer whose process the owner could not look at: it looks itself for mappings that are no views
  *	MARK	it marks its views, all or none
  *	RELEASE	once the sides are stored, or are not to be: it brings its views to what the table says, and unlocks
  *
- * Until all hold nothing is marked, so a refused conversion disturbs nobody. To shared there is RELEASE alone, after the
- * sides are stored: a peer that is late keeps its host out of too much, never lets it in to too much.
+ * Until all hold nothing is marked, so a refused conversion disturbs nobody. To shared there are HOLD and RELEASE alone:
+ * views follow after the sides are stored, so a peer that is late keeps its host out of too much, and never lets it in
+ * to too much; one that does not answer, or cannot let it in, is not waited for and tries again by itself.
  *
  * Who died is not waited for: each has a lock on a byte of the table's file (sys/life.h). An agent whose owner dies does
  * as with RELEASE. A peer that lives and does not answer makes a conversion to private fail.
@@ -126,11 +127,14 @@ int gmem_round_enter(struct gmem_file *file);
 void gmem_round_leave(struct gmem_file *file);
 
 /*
- * The steps of a conversion to private. On failure *ret_error_off is set where there is a place, and RELEASE is due.
- * With text: the peers' own errors, -EBUSY for one that does not answer, and of hold for a mapping that is no view.
+ * The steps of a conversion to private. On failure *ret_error_off is set where there is a place. Whatever hold says,
+ * RELEASE is due. With text: the peers' own errors, -EBUSY for one that does not answer, and for a mapping that is no
+ * view.
  */
 int gmem_round_hold(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t *ret_error_off);
 int gmem_round_mark(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t *ret_error_off);
+/* To shared: nobody's pins are in the way, and who does not answer is not waited for. */
+void gmem_round_hold_shared(struct gmem_file *file, uint64_t off, uint64_t len);
 /* `wait`: until who can answer has done it. */
 void gmem_round_release(struct gmem_file *file, uint64_t off, uint64_t len, bool wait);
 

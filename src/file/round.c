@@ -225,6 +225,15 @@ int gmem_round_hold(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t
 	return err;
 }
 
+void gmem_round_hold_shared(struct gmem_file *file, uint64_t off, uint64_t len)
+{
+	uint64_t where;
+
+	/* What is shared already may be pinned. */
+	if (file->round.peers)
+		(void)ask(file, file->round.peers, GMEM_PEER_HOLD, off, len, &where);
+}
+
 int gmem_round_mark(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t *ret_error_off)
 {
 	return file->round.peers ? ask(file, file->round.peers, GMEM_PEER_MARK, off, len, ret_error_off) : 0;
