@@ -11,8 +11,8 @@
  * - File descriptors passed in are borrowed and duplicated (close-on-exec); descriptors returned are borrowed
  *   from the object and must not be closed.
  * - The user engine gives the semantics of a guest memory file, not confidentiality from the host.
- * - Threads belong to the caller, but for those that a pager, a server and an image writer start and join. The library
- *   writes to no log and installs no signal handler.
+ * - Threads belong to the caller, but for those that a pager, a server, an image writer and a file opened by
+ *   gmem_file_open() start and join. The library writes to no log and installs no signal handler.
  *
  * SPDX-FileCopyrightText: the gmem authors
  */
@@ -157,8 +157,11 @@ const char *gmem_file_explain(const struct gmem_file *file);
 
 /*
  * Opens the file another process created, from its two descriptors (gmem_file_fd(), gmem_file_state_fd()). The page
- * states are shared, not copied. -EINVAL if the descriptors do not belong together, -EPROTONOSUPPORT for a state
- * table of another layout, -EBUSY if the memory has or had private pages or guests, -ENOMEM.
+ * states are shared, not copied. The object has a thread, which marks its views when the object that made the memory
+ * makes pages private; gmem_file_free() or the last view to go joins it. Waits while a conversion runs. Needs /proc.
+ * -EINVAL if the descriptors do not belong together, -EPROTONOSUPPORT for a state table of another layout, -EBUSY if
+ * the memory has or had guests, or a conversion of it does not end, -ENOSPC (32 such objects of one memory), -ENOMEM,
+ * -EMFILE, -ENOENT (no /proc), -EAGAIN (threads).
  */
 int gmem_file_open(int fd, int state_fd, struct gmem_file **ret);
 
@@ -166,7 +169,11 @@ int gmem_file_open(int fd, int state_fd, struct gmem_file **ret);
 void gmem_file_free(struct gmem_file *file);
 
 uint64_t gmem_file_size(const struct gmem_file *file);
-int gmem_file_fd(const struct gmem_file *file); /* the memory: a memfd, or a guest_memfd; borrowed */
+/*
+ * The memory: a memfd, or a guest_memfd; borrowed. Once it has been asked for, in whatever process, each conversion to
+ * private looks for mappings that are no views: see gmem_file_set_attributes().
+ */
+int gmem_file_fd(const struct gmem_file *file);
 int gmem_file_kvm_vm(const struct gmem_file *file); /* the KVM VM its slots must be of, borrowed; -1: user engine */
 int gmem_file_state_fd(const struct gmem_file *file); /* the page-state table; borrowed */
 
@@ -214,14 +221,18 @@ pid_t gmem_file_want_fill(struct gmem_file *file);
  * or nothing; pages that are on that side already are left alone, absent ones convert too.
  *
  * A private page can be reached by a guest and by gmem_populate() alone: touching it through a view is SIGBUS, in a
- * system call -EFAULT, gmem_file_read() and gmem_file_write() answer -EACCES. Other mappings of gmem_file_fd() are not
- * known to the library, nor are references the kernel holds: see GMEM_FILE_STRICT.
+ * system call -EFAULT, gmem_file_read() and gmem_file_write() answer -EACCES; in every process that has the file open.
+ * Other mappings of gmem_file_fd(), in this process and in those that this one may look at, make a conversion to
+ * private fail. Mappings it cannot look at, or made later, are not known to the library, nor are references the kernel
+ * holds: see GMEM_FILE_STRICT.
  *
  * The errors of KVM_SET_MEMORY_ATTRIBUTES2: -EINVAL (attributes, len 0, a range that wraps, is not page-aligned or
  * reaches past the end), -EAGAIN (a page is pinned; GMEM_FILE_STRICT: part of a large page is in use), -ENOMEM,
- * -ENOSPC. Also -EBUSY (the memory is, or once was, open in a second object, or behind a keeper, or in a forked child's
- * view), -EOPNOTSUPP (a view that cannot be marked), -EMFILE, -ENFILE, -EIO (after fork(2)). `ret_error_off`, if not
- * NULL, is set on failures other than -EINVAL: the first page that stood in the way, or where the range begins.
+ * -ENOSPC. Also -EBUSY (to private: the memory is, or once was, behind a keeper, or in a forked child's view; a mapping
+ * that is no view shows part of the range; a process that has the file open does not answer for 2 s), -EPERM (the
+ * object was opened by gmem_file_open()), -EOPNOTSUPP (a view that cannot be marked), -EMFILE, -ENFILE, -EIO (after
+ * fork(2)); and what processes that have the file open answer. `ret_error_off`, if not NULL, is set on failures other
+ * than -EINVAL: the first page that stood in the way, or where the range begins.
  */
 int gmem_file_set_attributes(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t attributes,
 			     uint64_t *ret_error_off);
@@ -272,8 +283,8 @@ struct gmem_view;
  * Maps [off, off + len) with `prot` (PROT_READ, PROT_WRITE). The answers are those of mmap(2) of the kernel's
  * guest_memfd: more than the file has is mapped, and SIGBUS where it is touched. -EINVAL, -ENOMEM, -EOVERFLOW (no file
  * has such an offset), -ENODEV (GMEM_FILE_NO_MMAP), -EMFILE, -ENFILE (a descriptor of /proc/self/maps, one a file), -EBUSY
- * (in a forked child, of a memory that has or had private pages; and where a child has a view, no page becomes private).
- * The view keeps the file alive.
+ * (in a forked child, of a memory that has or had private pages; and where a child has a view, no page becomes private),
+ * -ENOSPC (660 views of an object that gmem_file_open() made). The view keeps the file alive.
  *
  * The program may use munmap(2), mprotect(2), mremap(2) and mmap(2) on a part of the addresses: the library changes
  * nothing there from then on but what still is this part of the file. While a page is mapped at an address that

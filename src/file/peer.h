@@ -9,22 +9,22 @@
  *
  * To private, the owner holding its invalidate lock throughout:
  *
- *	HOLD	the agent takes its own object's invalidate lock, exclusive, and keeps it; -EAGAIN and where: a pin
- *	LOOK	only of a peer whose process the owner could not look at: it looks itself for mappings that are no views
+ *	HOLD	the agent takes its own object's invalidate lock, exclusive, and keeps it; -EAGAIN: a pin is there
+ *	LOOK	only of a peer whose process the owner may not look at: it looks itself for mappings that are no views
  *	MARK	it marks its views, all or none
- *	RELEASE	once the sides are stored, or are not to be: it brings its views to what the table says, and unlocks
+ *	RELEASE	once the sides are stored, or will not be: it brings its views to what the table says, and unlocks
  *
- * Until all hold nothing is marked, so a refused conversion disturbs nobody. To shared there are HOLD and RELEASE alone:
- * views follow after the sides are stored, so a peer that is late keeps its host out of too much, and never lets it in
- * to too much; one that does not answer, or cannot let it in, is not waited for and tries again by itself.
+ * Until all hold nothing is marked, so a refused conversion disturbs nobody. To shared there are HOLD and RELEASE
+ * alone: views follow after the sides are stored, so a peer that is late keeps its host out of too much, and never
+ * lets it in to too much; one that does not answer, or cannot let it in, is not waited for and tries again by itself.
  *
- * Who died is not waited for: each has a lock on a byte of the table's file (sys/life.h). An agent whose owner dies does
- * as with RELEASE. A peer that lives and does not answer makes a conversion to private fail.
+ * Who died is not waited for: each has a lock on a byte of the table's file (sys/life.h). An agent whose owner dies
+ * does as with RELEASE. A peer that lives and does not answer makes a conversion to private fail.
  *
  * Locks: the owner's members (struct gmem_round) are guarded by its invalidate lock, exclusive; the agent's are its
- * thread's own; `views` in the place by the peer's invalidate lock, exclusive. No thread has the invalidate locks of two
- * objects; an owner that has its own waits for agents that take theirs, and no holder of a peer's lock waits for an
- * owner.
+ * thread's own; `views` in the place by the peer's invalidate lock, exclusive. No thread has the invalidate locks of
+ * two objects; an owner that has its own waits for agents that take theirs, and no holder of a peer's lock waits for
+ * an owner.
  */
 #ifndef GMEM_FILE_PEER_H
 #define GMEM_FILE_PEER_H
