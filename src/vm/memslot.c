@@ -185,16 +185,17 @@ static int invalid(const struct gmem_memslot *s, const char *why)
 			(unsigned long long)s->gpa, (unsigned long long)s->len, why);
 }
 
-static int check(struct gmem_vm *vm, const struct gmem_memslot *s)
+/* What KVM looks at first, also of a slot that is to be deleted. */
+static int check(const struct gmem_memslot *s)
 {
-	if (!s->file)
-		return invalid(s, "no file");
 	if (!gmem_page_aligned(s->gpa) || !gmem_page_aligned(s->len) || !gmem_page_aligned(s->off))
 		return invalid(s, "gpa, len or off is not page-aligned");
-	if (s->gpa + s->len < s->gpa || (s->gpa + s->len) >> GMEM_PAGE_SHIFT > vm->gfn_end)
-		return invalid(s, "beyond what the guest can address");
-	if (!gmem_range_inside(s->off, s->len, s->file->len))
-		return invalid(s, "past the end of the file");
+	if (s->gpa + s->len < s->gpa || s->off + s->len < s->off)
+		return invalid(s, "gpa or off wraps around");
+	if (!s->len)
+		return 0;
+	if (!s->file)
+		return invalid(s, "no file");
 	if (!gmem_file_ours(s->file))
 		return gmem_err(-EIO, "gmem_vm_set_slot: the file is a copy that came with fork(2)");
 	return 0;
@@ -216,6 +217,11 @@ static int check_against_others(struct gmem_vm *vm, const struct gmem_memslot *s
 			return gmem_err(-EEXIST, "gmem_vm_set_slot: gpa 0x%llx, len 0x%llx: overlaps slot %u",
 					(unsigned long long)s->gpa, (unsigned long long)s->len, o->id);
 	}
+	/* After the other slots, as in KVM. */
+	if ((s->gpa + s->len) >> GMEM_PAGE_SHIFT > vm->gfn_end)
+		return invalid(s, "beyond what the guest can address");
+	if (!gmem_range_inside(s->off, s->len, s->file->len))
+		return invalid(s, "past the end of the file");
 	return 0;
 }
 
@@ -281,11 +287,9 @@ int gmem_vm_set_slot(struct gmem_vm *vm, const struct gmem_memslot *memslot)
 		return invalid(memslot, "flags: none is defined");
 	if (vm->pid != getpid())
 		return gmem_err(-EIO, "gmem_vm_set_slot: this VM is a copy that came with fork(2)");
-	if (memslot->len) {
-		err = check(vm, memslot);
-		if (err)
-			return err;
-	}
+	err = check(memslot);
+	if (err)
+		return err;
 	gmem_vm_lock_slots(vm);
 	if (gmem_mmu_dead(&vm->mmu))
 		err = gmem_err(-EIO, "gmem_vm_set_slot: this VM is dead");
