@@ -50,7 +50,12 @@ int gmem_kvm_memfd_create(int vm, uint64_t len, uint64_t flags)
 {
 	struct gmem_kvm_create_guest_memfd create = { .size = len, .flags = flags };
 
-	return gmem_sys_ioctl(vm, KVM_CREATE_GUEST_MEMFD, &create);
+	int fd = gmem_sys_ioctl(vm, KVM_CREATE_GUEST_MEMFD, &create);
+
+	/* KVM makes its other descriptors so. */
+	if (fd >= 0)
+		(void)fcntl(fd, F_SETFD, FD_CLOEXEC);
+	return fd;
 }
 
 int gmem_kvm_slot_set(int vm, uint32_t slot, uint64_t gpa, uint64_t len, void *hva, int gmemfd, uint64_t off)
