@@ -85,8 +85,16 @@ void gmem_file_close_bindings(struct gmem_file *file)
 	} while (b);
 }
 
+/* Where its address is kept. NULL: in a child that cannot tell its own from its parent's, which it has not got. */
+static struct gmem_file_own *own_of(const struct gmem_file *file)
+{
+	if (file->own)
+		return file->own;
+	return gmem_file_ours(file) ? (struct gmem_file_own *)&file->unwiped : NULL;
+}
+
 /* One thread makes it; *ret_busy: that is another one. Its place is told before it shows anything: see foreign.c. */
-static char *map_window(struct gmem_file *file, bool *ret_busy)
+static char *map_window(struct gmem_file *file, struct gmem_file_own *own, bool *ret_busy)
 {
 	char *none = NULL;
 	uint64_t room = file->len + WINDOW_ALIGN;
@@ -95,7 +103,7 @@ static char *map_window(struct gmem_file *file, bool *ret_busy)
 	if (p == MAP_FAILED)
 		return NULL;
 	at = (char *)(((uintptr_t)p + WINDOW_ALIGN - 1) & ~(uintptr_t)(WINDOW_ALIGN - 1));
-	if (!atomic_compare_exchange_strong(&file->window_place, &none, at)) {
+	if (!atomic_compare_exchange_strong(&own->window_place, &none, at)) {
 		munmap(p, room);
 		*ret_busy = true;
 		return NULL;
@@ -104,29 +112,45 @@ static char *map_window(struct gmem_file *file, bool *ret_busy)
 		    MAP_FAILED ||
 	    madvise(at, file->len, MADV_DONTFORK)) {
 		munmap(p, room);
-		atomic_store(&file->window_place, NULL);
+		atomic_store(&own->window_place, NULL);
 		return NULL;
 	}
 	if (at > p)
 		munmap(p, (size_t)(at - p));
 	munmap(at + file->len, (size_t)(p + room - at - file->len));
-	atomic_store(&file->window, at);
+	atomic_store(&own->window, at);
 	return at;
 }
 
 char *gmem_file_window(struct gmem_file *file)
 {
-	char *window;
+	struct gmem_file_own *own = own_of(file);
+	char *window = own ? atomic_load(&own->window) : NULL;
 	bool busy;
 
-	do {
+	/* Wiped in a child made by fork(2) with what is half done: nobody there would finish it. */
+	while (own && !window) {
 		busy = false;
-		window = atomic_load(&file->window);
-		if (!window)
-			window = map_window(file, &busy);
-		if (busy)
-			sched_yield();
-		/* A copy that came with fork(2) has no thread that ends what another one began. */
-	} while (busy && gmem_file_ours(file));
+		window = map_window(file, own, &busy);
+		if (!busy)
+			break;
+		sched_yield();
+		window = atomic_load(&own->window);
+	}
 	return window;
+}
+
+char *gmem_file_window_place(const struct gmem_file *file)
+{
+	struct gmem_file_own *own = own_of(file);
+
+	return own ? atomic_load(&own->window_place) : NULL;
+}
+
+void gmem_file_close_window(struct gmem_file *file)
+{
+	struct gmem_file_own *own = own_of(file);
+
+	if (own && atomic_load(&own->window))
+		munmap(atomic_load(&own->window), file->len);
 }

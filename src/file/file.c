@@ -39,19 +39,20 @@ static int check_opts(uint64_t len, const struct gmem_file_opts *opts)
 }
 
 /* A page that children made by fork(2) find wiped; NULL: the kernel, or who plays it, does not do that. */
-static uint32_t *map_ours(void)
+static struct gmem_file_own *map_own(void)
 {
-	uint32_t *ours = mmap(NULL, GMEM_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct gmem_file_own *own =
+		mmap(NULL, GMEM_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
-	if (ours == MAP_FAILED)
+	if (own == MAP_FAILED)
 		return NULL;
 	/* Some emulators take any advice for a hint, and do nothing: they take also one that does not exist. */
-	if (madvise(ours, GMEM_PAGE_SIZE, MADV_WIPEONFORK) || !madvise(ours, GMEM_PAGE_SIZE, -1)) {
-		munmap(ours, GMEM_PAGE_SIZE);
+	if (madvise(own, GMEM_PAGE_SIZE, MADV_WIPEONFORK) || !madvise(own, GMEM_PAGE_SIZE, -1)) {
+		munmap(own, GMEM_PAGE_SIZE);
 		return NULL;
 	}
-	*ours = 1;
-	return ours;
+	own->ours = 1;
+	return own;
 }
 
 static struct gmem_file *new_file(void)
@@ -60,7 +61,7 @@ static struct gmem_file *new_file(void)
 
 	if (!file)
 		return NULL;
-	file->ours = map_ours();
+	file->own = map_own();
 	file->pid = getpid();
 	gmem_rwlock_init(&file->invalidate_lock, GMEM_LOCK_INVALIDATE);
 	file->fd = -1;
@@ -199,7 +200,7 @@ int gmem_file_open(int fd, int state_fd, struct gmem_file **ret)
 bool gmem_file_ours(const struct gmem_file *file)
 {
 	/* getpid(2) is a system call, a fifth of what it takes to let the host into a page again. */
-	return file->ours ? *file->ours : file->pid == getpid();
+	return file->own ? file->own->ours : file->pid == getpid();
 }
 
 void gmem_file_get(struct gmem_file *file)
@@ -220,13 +221,11 @@ static void destroy(struct gmem_file *file)
 		next = s->next;
 		free(s);
 	}
-	/* A child has no window: something else may be there. */
-	if (file->window && ours)
-		munmap(file->window, file->len);
+	gmem_file_close_window(file);
 	if (file->pins)
 		munmap(file->pins, (file->len >> GMEM_PAGE_SHIFT) * sizeof(uint32_t));
-	if (file->ours)
-		munmap(file->ours, GMEM_PAGE_SIZE);
+	if (file->own)
+		munmap(file->own, GMEM_PAGE_SIZE);
 	gmem_state_close(&file->state);
 	if (file->fd >= 0)
 		close(file->fd);

@@ -142,6 +142,13 @@ struct gmem_supply {
 	struct gmem_supply *next;
 };
 
+/* What is this process's alone. */
+struct gmem_file_own {
+	uint32_t ours; /* 1 */
+	char *_Atomic window; /* see gmem_file_window() */
+	char *_Atomic window_place; /* where it is, or is about to be */
+};
+
 struct gmem_file {
 	struct gmem_rwlock invalidate_lock;
 	const struct gmem_backing_ops *ops; /* never changes */
@@ -154,11 +161,10 @@ struct gmem_file {
 	char *why; /* gmem_file_explain() */
 	uint32_t generation; /* of a server behind a keeper, see gmem_file_set_generation(); 0: none */
 	int fd;
-	uint32_t *ours; /* 1, and 0 in children made by fork(2), where it is wiped; NULL: `pid` has to tell */
+	struct gmem_file_own *own; /* wiped in children made by fork(2); NULL: `pid` has to tell, `unwiped` is it */
+	struct gmem_file_own unwiped;
 	pid_t pid; /* of the process that made the object */
 	_Atomic uint32_t refs;
-	char *_Atomic window; /* see gmem_file_window() */
-	char *_Atomic window_place; /* where it is, or is about to be */
 	_Atomic uint32_t *_Atomic pins; /* a count a page, NULL before the first pin */
 	struct gmem_view *views;
 	/* Guarded by the invalidate lock: see place.c. */
@@ -256,9 +262,14 @@ void gmem_file_close_bindings(struct gmem_file *file);
 
 /*
  * The library's own mapping of the whole file, 2 MiB aligned: never registered, never marked, constant once it is
- * there, gone with the last reference. Second stages point into it. NULL: no address space.
+ * there, gone with the last reference. Second stages point into it. A child made by fork(2) has one of its own, which no
+ * second stage does. NULL: no address space.
  */
 char *gmem_file_window(struct gmem_file *file);
+/* Where it is, or is about to be; NULL: nowhere. */
+char *gmem_file_window_place(const struct gmem_file *file);
+/* Nobody uses it any more. */
+void gmem_file_close_window(struct gmem_file *file);
 
 /* ---- supply.c: who brings in what is absent */
 

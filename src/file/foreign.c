@@ -77,7 +77,7 @@ static uint64_t known_until(uint64_t hva, uint64_t off, uint64_t len, uint64_t a
 /* The end of the view or window that shows the page `off` at `hva`; 0: it is none. */
 static uint64_t known(const struct look *l, uint64_t hva, uint64_t off)
 {
-	const char *window = atomic_load(&l->file->window_place);
+	const char *window = gmem_file_window_place(l->file);
 	uint64_t end = 0;
 
 	if (!l->pid) {

@@ -132,7 +132,7 @@ static bool shows_at(const struct gmem_view *view, uint64_t hva, uint64_t off)
 /* Where what the library knows of a mapping of the file at `off` to be at `hva` ends, in the file; `off`: nothing. */
 static uint64_t known_to(const struct gmem_file *file, const struct gmem_view *also, uint64_t hva, uint64_t off)
 {
-	uint64_t window = (uint64_t)(uintptr_t)atomic_load(&file->window);
+	uint64_t window = (uint64_t)(uintptr_t)gmem_file_window_place(file);
 
 	if (window && hva == window + off)
 		return file->len;
