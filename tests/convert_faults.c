@@ -37,19 +37,19 @@ WRAP(CREATE, int, gmem_memfd_create, (const char *name, uint64_t len), (name, le
 WRAP(REGISTER, int, gmem_sys_uffd_register, (int uffd, uint64_t hva, uint64_t len, unsigned int mode),
      (uffd, hva, len, mode))
 
-int __real_gmem_sys_uffd_poison(int uffd, uint64_t hva, uint64_t len, uint64_t *done);
-int __wrap_gmem_sys_uffd_poison(int uffd, uint64_t hva, uint64_t len, uint64_t *done);
+int __real_gmem_sys_uffd_poison(int uffd, uint64_t hva, uint64_t len, bool wake, uint64_t *done);
+int __wrap_gmem_sys_uffd_poison(int uffd, uint64_t hva, uint64_t len, bool wake, uint64_t *done);
 
-int __wrap_gmem_sys_uffd_poison(int uffd, uint64_t hva, uint64_t len, uint64_t *done)
+int __wrap_gmem_sys_uffd_poison(int uffd, uint64_t hva, uint64_t len, bool wake, uint64_t *done)
 {
 	*done = 0;
 	/* A part is done before it fails. */
 	if (fails(POISON)) {
 		if (len > P)
-			__real_gmem_sys_uffd_poison(uffd, hva, P, done);
+			__real_gmem_sys_uffd_poison(uffd, hva, P, wake, done);
 		return fail_err;
 	}
-	return __real_gmem_sys_uffd_poison(uffd, hva, len, done);
+	return __real_gmem_sys_uffd_poison(uffd, hva, len, wake, done);
 }
 
 void *__real_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off);

@@ -5,13 +5,14 @@
 #include "convert_cases.h"
 #include "fault/pager.h"
 
-int __wrap_gmem_sys_uffd_poison(int uffd, uint64_t hva, uint64_t len, uint64_t *done);
+int __wrap_gmem_sys_uffd_poison(int uffd, uint64_t hva, uint64_t len, bool wake, uint64_t *done);
 
-int __wrap_gmem_sys_uffd_poison(int uffd, uint64_t hva, uint64_t len, uint64_t *done)
+int __wrap_gmem_sys_uffd_poison(int uffd, uint64_t hva, uint64_t len, bool wake, uint64_t *done)
 {
 	(void)uffd;
 	(void)hva;
 	(void)len;
+	(void)wake;
 	*done = 0;
 	return -EINVAL;
 }

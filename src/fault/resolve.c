@@ -85,7 +85,7 @@ static int region_gone(struct gmem_resolver *r, struct gmem_pager_region *region
 static int mark_poisoned(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t off)
 {
 	uint64_t hva = region->hva + (off - region->off), done;
-	int err = gmem_sys_uffd_poison(region->uffd, hva, GMEM_PAGE_SIZE, &done);
+	int err = gmem_sys_uffd_poison(region->uffd, hva, GMEM_PAGE_SIZE, true, &done);
 
 	switch (err) {
 	case -EEXIST:

@@ -73,7 +73,7 @@ static int refuse_poisoned(const struct job *job)
 {
 	uint64_t done;
 
-	(void)gmem_sys_uffd_poison(job->view->uffd, hva_of(job), GMEM_PAGE_SIZE, &done);
+	(void)gmem_sys_uffd_poison(job->view->uffd, hva_of(job), GMEM_PAGE_SIZE, true, &done);
 	return refuse(job, -EHWPOISON, "is poisoned");
 }
 

@@ -38,7 +38,8 @@ uint64_t gmem_state_side_end(const struct gmem_state *s, uint64_t page, uint64_t
 	for (uint64_t word = page / 64; word * 64 < end; word++) {
 		uint64_t bits, other;
 
-		if (!first && word % WORDS_A_STEP == 0)
+		/* The first one has been read. */
+		if (!first && word % WORDS_A_STEP == 0 && word != page / 64)
 			word = next_used(s, word);
 		if (word * 64 >= end)
 			break;

@@ -166,11 +166,11 @@ static int choose_way(struct gmem_view *view)
 static int put_markers(const struct gmem_view *view, uint64_t *off, uint64_t end)
 {
 	unsigned int races = 0;
-	bool zapped = false;
+	bool zapped = false, wake = view->use != GMEM_VIEW_PLAIN; /* nobody waits in one that nobody serves */
 	uint64_t done;
 
 	while (*off < end) {
-		int err = gmem_sys_uffd_poison(view->uffd, hva_of(view, *off), end - *off, &done);
+		int err = gmem_sys_uffd_poison(view->uffd, hva_of(view, *off), end - *off, wake, &done);
 
 		*off += done;
 		if (!err)
@@ -386,7 +386,7 @@ static bool continue_page(const struct gmem_view *view, uint64_t off)
 static bool surely_own(const struct gmem_view *view, uint64_t off, uint64_t len)
 {
 	uint64_t done;
-	int err = gmem_sys_uffd_poison(view->uffd, hva_of(view, off), len, &done);
+	int err = gmem_sys_uffd_poison(view->uffd, hva_of(view, off), len, true, &done);
 
 	return !err || err == -EEXIST;
 }

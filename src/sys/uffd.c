@@ -114,11 +114,14 @@ int gmem_sys_uffd_continue(int uffd, uint64_t hva, uint64_t len, uint64_t *done)
 	return finish(rc, c.mapped, len, done);
 }
 
-int gmem_sys_uffd_poison(int uffd, uint64_t hva, uint64_t len, uint64_t *done)
+int gmem_sys_uffd_poison(int uffd, uint64_t hva, uint64_t len, bool wake, uint64_t *done)
 {
 	struct gmem_uffdio_poison p = { .range = { .start = hva, .len = len } };
-	int rc = ioctl(uffd, UFFDIO_POISON, &p);
 
+	int rc;
+
+	p.mode = wake ? 0 : UFFDIO_POISON_MODE_DONTWAKE;
+	rc = ioctl(uffd, UFFDIO_POISON, &p);
 	return finish(rc, p.updated, len, done);
 }
 

@@ -36,10 +36,10 @@ int gmem_sys_uffd_wake(int uffd, uint64_t hva, uint64_t len);
 int gmem_sys_uffd_continue(int uffd, uint64_t hva, uint64_t len, uint64_t *done);
 
 /*
- * UFFDIO_POISON: touching [hva, hva + len) is SIGBUS from now on. As gmem_sys_uffd_continue(); -EINVAL on kernels
+ * UFFDIO_POISON: touching [hva, hva + len) is SIGBUS from now on; `wake`: who waits there is to know. As gmem_sys_uffd_continue(); -EINVAL on kernels
  * before 6.6.
  */
-int gmem_sys_uffd_poison(int uffd, uint64_t hva, uint64_t len, uint64_t *done);
+int gmem_sys_uffd_poison(int uffd, uint64_t hva, uint64_t len, bool wake, uint64_t *done);
 
 /* Reads up to `n` messages without waiting. Returns how many, 0 if none is queued. */
 int gmem_sys_uffd_read(int uffd, struct uffd_msg *msgs, int n);
