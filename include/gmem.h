@@ -282,13 +282,13 @@ struct gmem_view;
 /*
  * Maps [off, off + len) with `prot` (PROT_READ, PROT_WRITE). The answers are those of mmap(2) of the kernel's
  * guest_memfd: more than the file has is mapped, and SIGBUS where it is touched. -EINVAL, -ENOMEM, -EOVERFLOW (no file
- * has such an offset), -ENODEV (GMEM_FILE_NO_MMAP), -EMFILE, -ENFILE (a descriptor of /proc/self/maps, one a file), -EBUSY
- * (in a forked child, of a memory that has or had private pages; and where a child has a view, no page becomes private),
- * -ENOSPC (660 views of an object that gmem_file_open() made). The view keeps the file alive.
+ * has such an offset), -ENODEV (GMEM_FILE_NO_MMAP), -EMFILE, -ENFILE (a descriptor of /proc/self/maps, one a file),
+ * -EBUSY (in a forked child, of a memory that has or had private pages; and where a child has a view, no page becomes
+ * private), -ENOSPC (660 views of an object that gmem_file_open() made). The view keeps the file alive.
  *
  * The program may use munmap(2), mprotect(2), mremap(2) and mmap(2) on a part of the addresses: the library changes
- * nothing there from then on but what still is this part of the file. While a page is mapped at an address that
- * the library does not know, because a part of a view was moved away by mremap(2), it cannot become private: -EOPNOTSUPP.
+ * nothing there from then on but what still is this part of the file. While a page is mapped at an address that the
+ * library does not know, because a part of a view was moved away by mremap(2), it cannot become private: -EOPNOTSUPP.
  * madvise(MADV_DONTNEED) on a private page's address undoes what keeps the host out of it, and copies made by mremap(2)
  * are mappings of the descriptor like any others.
  */
@@ -296,21 +296,21 @@ int gmem_view_map(struct gmem_file *file, uint64_t off, uint64_t len, int prot, 
 void gmem_view_unmap(struct gmem_view *view); /* NULL is allowed. No thread may be using the addresses */
 
 /*
- * Makes two views of one: `view` keeps its first `len` bytes, `*ret` is the rest. Nothing is mapped anew, threads may go on
- * using the addresses. Any thread; nobody else may be in a call with this view. -EINVAL (not page-aligned, 0, not less
- * than the view has), -EBUSY (somebody serves the view), -EIO (in a forked child), -EMFILE, -ENOMEM. On failure the view
- * is as it was. The caller unmaps both, in any order.
+ * Makes two views of one: `view` keeps its first `len` bytes, `*ret` is the rest. Nothing is mapped anew, threads may
+ * go on using the addresses. Any thread; nobody else may be in a call with this view. -EINVAL (not page-aligned, 0, not
+ * less than the view has), -EBUSY (somebody serves the view), -EIO (in a forked child), -EMFILE, -ENOMEM. On failure
+ * the view is as it was. The caller unmaps both, in any order.
  */
 int gmem_view_split(struct gmem_view *view, uint64_t len, struct gmem_view **ret);
 
 /*
  * Makes the view `new_len` bytes long, and moves it: as mremap(2). It goes on beginning at the same offset of the file.
  * `addr` NULL: it stays where it is if it can, else it goes where there is room (MREMAP_MAYMOVE). Its own address: it
- * stays. Another address: it goes there, in place of whatever is mapped there (MREMAP_FIXED). A view that grows or goes is
- * mapped anew: its first touches are faults, and mlock(2), madvise(2) and mprotect(2) of parts are not carried over.
- * Private pages are out of reach at the new place before anybody can touch it. No thread may be using addresses that go.
- * Any thread; nobody else may be in a call with this view. -EINVAL (not page-aligned, 0, wraps, `addr` overlaps
- * the view), -ENOMEM (also: no room to stay), -EFAULT (it is to grow or to go, and the program has unmapped a part of it,
+ * stays. Another address: it goes there, in place of whatever is mapped there (MREMAP_FIXED). A view that grows or goes
+ * is mapped anew: its first touches are faults, and mlock(2), madvise(2) and mprotect(2) of parts are not carried over.
+ * Private pages are out of reach at the new place before anybody can touch it. No thread may be using addresses that
+ * go. Any thread; nobody else may be in a call with this view. -EINVAL (not page-aligned, 0, wraps, `addr` overlaps the
+ * view), -ENOMEM (also: no room to stay), -EFAULT (it is to grow or to go, and the program has unmapped a part of it,
  * or mapped something over it), -EBUSY (somebody serves the view), -EIO (in a forked child), and those of
  * gmem_view_map(). On failure the view is as it was; what was mapped at `addr` may be gone.
  */
@@ -357,9 +357,10 @@ int gmem_uffd_fd(const struct gmem_uffd *uffd);
 /*
  * Registers a view, missing|minor: from now on touching a page of it that is not mapped is an event. Before the first
  * touch, or pages that were touched raise none. The view is borrowed until it is unmapped, which may be before
- * gmem_uffd_free(): no event of it is told after that. -EINVAL (the file's pages began private), -EBUSY (served
- * already), -EPERM, -ENOSYS, -EOPNOTSUPP (no userfaultfd with page markers; or the view has had private pages, marked
- * without it), -EMFILE, -ENFILE, -ENOMEM, -ENOSPC (epoll). On failure the view is as it was.
+ * gmem_uffd_free(): no event of it is told after that. -EINVAL (the file's pages began private; the view reaches past
+ * the end of the file, or a part of it was unmapped by the program), -EBUSY (served already), -EPERM, -ENOSYS,
+ * -EOPNOTSUPP (no userfaultfd with page markers; or the view has had private pages, marked without it), -EMFILE,
+ * -ENFILE, -ENOMEM, -ENOSPC (epoll). On failure the view is as it was.
  */
 int gmem_uffd_add_view(struct gmem_uffd *uffd, struct gmem_view *view);
 
@@ -767,7 +768,8 @@ int gmem_pager_add_region(struct gmem_pager *pager, const struct gmem_region *re
  * where this process may open a full userfaultfd (gmem info); else such calls fail with -EFAULT and
  * gmem_pager_stats() says user_mode_only. The view must live until gmem_pager_free(). -EPERM, -ENOSYS,
  * -EOPNOTSUPP (no userfaultfd that does this, or a view that has had private pages, marked in a way that does not go
- * with it), -EBUSY (registered already), -EINVAL (the file's pages began private), -EMFILE, -ENOMEM.
+ * with it), -EBUSY (registered already), -EINVAL (the file's pages began private; the view reaches past the end of the
+ * file, or a part of it was unmapped by the program), -EMFILE, -ENOMEM.
  */
 int gmem_pager_add_view(struct gmem_pager *pager, struct gmem_view *view, struct gmem_source *source,
 			uint64_t source_off);

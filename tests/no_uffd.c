@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Linked into a test: a process to which userfaultfd is forbidden, on a kernel that tells its mappings as text alone. */
+/* Linked into a test: a process that may have no userfaultfd, on a kernel that tells its mappings as text alone. */
 #include <errno.h>
 #include <stdbool.h>
 #include <stdint.h>

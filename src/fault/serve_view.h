@@ -24,13 +24,13 @@ struct gmem_serving {
 };
 
 /*
- * May the view be served at all? Not one that shows more than the file has, and not one that the program has unmapped a part
- * of: -EINVAL, or the errors of looking. Caller holds the invalidate lock, exclusive.
+ * May the view be served at all? Not one that shows more than the file has, and not one that the program has unmapped a
+ * part of: -EINVAL, or the errors of looking. Caller holds the invalidate lock, exclusive.
  */
 int gmem_check_servable(const struct gmem_view *view, const char *who);
 /*
- * Serves the view. -EINVAL (as gmem_check_servable()), -EBUSY (somebody does already), -EOPNOTSUPP (what is private of it was marked in a way that does not
- * go with that), and the errors of opening and registering.
+ * Serves the view. -EINVAL (as gmem_check_servable()), -EBUSY (somebody does already), -EOPNOTSUPP (what is private of
+ * it was marked in a way that does not go with that), and the errors of opening and registering.
  */
 int gmem_serve_view(struct gmem_view *view, struct gmem_serving *s);
 /* Makes it plain again, with markers where it is private. No fault of it may have been read. */

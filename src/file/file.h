@@ -374,9 +374,9 @@ struct gmem_pieces {
 	struct gmem_sys_maps maps;
 };
 
-/* Walks [off, off + len) of the view. Invalidate lock held, exclusive. -EMFILE, -ENFILE, -ENOMEM: end it all the same. */
+/* Walks [off, off + len) of the view. Invalidate lock held, exclusive. -EMFILE, -ENFILE: end it all the same. */
 int gmem_pieces_begin(struct gmem_pieces *pieces, const struct gmem_view *view, uint64_t off, uint64_t len);
-/* The next piece; 1: there is one, 0: none, or the errors of looking. What it is may be changed before the next call. */
+/* The next piece; 1: there is one, 0: none, or the errors of looking. It may be changed before the next call. */
 int gmem_pieces_next(struct gmem_pieces *pieces, struct gmem_piece *ret);
 void gmem_pieces_end(struct gmem_pieces *pieces);
 
@@ -385,8 +385,8 @@ int gmem_file_open_maps(struct gmem_file *file);
 /* Nothing of the view is missing. 0, -EFAULT (no text), or the errors of looking. */
 int gmem_view_check_whole(const struct gmem_view *view);
 /*
- * Is a page of [off, off + len) mapped at an address where neither a view of the list nor `view`, which may be NULL, nor
- * the window is? 1, 0, or the errors of looking. Invalidate lock held, exclusive.
+ * Is a page of [off, off + len) mapped at an address where neither a view of the list nor `view`, which may be NULL,
+ * nor the window is? 1, 0, or the errors of looking. Invalidate lock held, exclusive.
  */
 int gmem_file_strayed(struct gmem_file *file, const struct gmem_view *view, uint64_t off, uint64_t len);
 /* Unmaps what is the view's of [off, off + len). Remembers if some of it lives on elsewhere. */

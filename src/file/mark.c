@@ -2,14 +2,14 @@
 /*
  * Keeping the host out of private pages: what a view shows where a page is private.
  *
- * A marker a page (UFFDIO_POISON, Linux 6.6): SIGBUS on touch, EFAULT in system calls; it splits no mapping, survives
- * a punch and goes with MADV_DONTNEED. One mapping takes one userfault descriptor, so the markers of a view go
- * through the descriptor that serves it, or through one of its own, registered in a mode that raises no event. A kernel
- * without markers, or a process without userfaultfd, gets an empty file mapped over the pages, which is SIGBUS too.
+ * A marker a page (UFFDIO_POISON, Linux 6.6): SIGBUS on touch, EFAULT in system calls; it splits no mapping, survives a
+ * punch and goes with MADV_DONTNEED. One mapping takes one userfault descriptor, so the markers of a view go through
+ * the descriptor that serves it, or through one of its own, registered in a mode that raises no event. A kernel without
+ * markers, or a process without userfaultfd, gets an empty file mapped over the pages, which is SIGBUS too.
  *
- * The place is the program's too, see place.c: MADV_DONTNEED there would take the bytes of what it has mapped over it. So
- * markers come first. UFFDIO_POISON looks at the mapping before it looks at a page (mfill_atomic()): one that lies within
- * one registered mapping is marked, or answers -EEXIST of a page that was touched, and anything else is -ENOENT.
+ * The place is the program's too, see place.c: MADV_DONTNEED there would take the bytes of what it has mapped over it.
+ * So markers come first. UFFDIO_POISON looks at the mapping before it looks at a page (mfill_atomic()): one that lies
+ * within one registered mapping is marked, or answers -EEXIST of a page that was touched, and anything else is -ENOENT.
  * Then somebody looks what is there. The kernel does not ask whose registration it is: memory that the program has
  * registered with a userfault descriptor of its own, over a part of a view, is not told from the view's.
  */

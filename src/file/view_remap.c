@@ -5,9 +5,9 @@
  * A view that grows or moves is mapped anew and not moved by mremap(2). Of a moved mapping the kernel carries the
  * markers along (move_ptes()) and drops the registration (mremap_userfaultfd_prep(): UFFD_FEATURE_EVENT_REMAP was not
  * asked for), so that it could be marked no more until it is registered again, and in between khugepaged may drop its
- * page tables, markers and all (retract_page_tables() spares registered mappings). A mapping that grows keeps both, but what
- * is new of it can be touched before it can be marked. So the new mapping is made without any access, marked, and only
- * then opened (mprotect(2)); until all that has been done the old one is what it was.
+ * page tables, markers and all (retract_page_tables() spares registered mappings). A mapping that grows keeps both, but
+ * what is new of it can be touched before it can be marked. So the new mapping is made without any access, marked, and
+ * only then opened (mprotect(2)); until all that has been done the old one is what it was.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -58,7 +58,7 @@ int gmem_view_split(struct gmem_view *view, uint64_t len, struct gmem_view **ret
 	rest->addr = gmem_view_at(view, view->off + len);
 	rest->off += len;
 	rest->len -= len;
-	/* Both are copies of one userfault descriptor: a registration ends with its mapping, or with the last of them. */
+	/* Copies of one userfault descriptor: a registration ends with its mapping, or with the last of them. */
 	if (view->uffd >= 0) {
 		rest->uffd = fcntl(view->uffd, F_DUPFD_CLOEXEC, 0);
 		if (rest->uffd < 0) {

@@ -36,8 +36,8 @@ int gmem_sys_uffd_wake(int uffd, uint64_t hva, uint64_t len);
 int gmem_sys_uffd_continue(int uffd, uint64_t hva, uint64_t len, uint64_t *done);
 
 /*
- * UFFDIO_POISON: touching [hva, hva + len) is SIGBUS from now on; `wake`: who waits there is to know. As gmem_sys_uffd_continue(); -EINVAL on kernels
- * before 6.6.
+ * UFFDIO_POISON: touching [hva, hva + len) is SIGBUS from now on; `wake`: who waits there is told. As
+ * gmem_sys_uffd_continue(); -EINVAL on kernels before 6.6.
  */
 int gmem_sys_uffd_poison(int uffd, uint64_t hva, uint64_t len, bool wake, uint64_t *done);
 
