@@ -256,11 +256,23 @@ TEST(registrations_that_fail)
 
 TEST(empty_files_that_fail)
 {
+	struct gmem_file *file = file_of(8, 0);
+	struct gmem_view *view = view_of(file, 0, 8, PROT_READ);
+
+	/* It is made once a file. */
+	view->by_mapping = true;
+	fail(CREATE, 1, 1, -EMFILE);
+	CHECK_ERR(gmem_file_set_attributes(file, 0, P, PRIVATE, NULL), -EMFILE);
+	CHECK_EQ(calls, 1);
+	failing = 0;
+	CHECK_EQ(peek(page_of(view, 0)), 0);
+	convert(file, 0, 1, PRIVATE);
+	CHECK_EQ(peek(page_of(view, 0)), -1);
+	gmem_view_unmap(view);
+	gmem_file_free(file);
 	by_mapping = true;
-	every_call(CREATE, -EMFILE, 0, PRIVATE);
 	every_call(MAP_OVER, -ENOMEM, 0, PRIVATE);
 	every_call(MAP_OVER, -ENOMEM, 0, 0);
-	every_call(CREATE | MAP_OVER, -ENOMEM, 0, 0);
 }
 
 /* A page whose new place cannot be had at the second attempt either is lost, and said to be. */
