@@ -262,8 +262,8 @@ void gmem_file_close_bindings(struct gmem_file *file);
 
 /*
  * The library's own mapping of the whole file, 2 MiB aligned: never registered, never marked, constant once it is
- * there, gone with the last reference. Second stages point into it. A child made by fork(2) has one of its own, which no
- * second stage does. NULL: no address space.
+ * there, gone with the last reference. Second stages point into it; not into the one that a child made by fork(2) has
+ * of its own. NULL: no address space.
  */
 char *gmem_file_window(struct gmem_file *file);
 /* Where it is, or is about to be; NULL: nowhere. */

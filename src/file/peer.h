@@ -96,7 +96,7 @@ int gmem_peer_join(struct gmem_file *file);
 /* Ends it; no reference to the object is left. Nothing to do for an object that is no peer. */
 void gmem_peer_leave(struct gmem_file *file);
 
-/* Tells of a view, of its new place or length, and that it is going. Invalidate lock held, exclusive. -ENOSPC with text. */
+/* Tells of a view, of its new place or length, that it is going. Invalidate lock held, exclusive. -ENOSPC with text. */
 int gmem_peer_publish(const struct gmem_view *view);
 void gmem_peer_moved(const struct gmem_view *view, const void *from);
 void gmem_peer_withdraw(const struct gmem_view *view);

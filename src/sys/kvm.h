@@ -17,8 +17,8 @@ int gmem_kvm_vcpu_create(int vm, unsigned long id);
 int gmem_kvm_cap_enable(int vm, uint32_t cap, uint64_t arg);
 
 /*
- * A guest_memfd of `len` bytes, close-on-exec; `flags` are GUEST_MEMFD_FLAG_*. -EINVAL: no such flag, -ENOTTY: no guest_memfd in
- * this kernel.
+ * A guest_memfd of `len` bytes, close-on-exec; `flags` are GUEST_MEMFD_FLAG_*. -EINVAL: no such flag, -ENOTTY: no
+ * guest_memfd in this kernel.
  */
 int gmem_kvm_memfd_create(int vm, uint64_t len, uint64_t flags);
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * What is mapped in a process. Enters: a descriptor of /proc/PID/maps. Leaves: mappings, in the order of their
- * addresses. A walk owns nothing, and asks for no memory; two at a time need two descriptors. What changes during a walk
- * behind the place it has come to is not told again.
+ * addresses. A walk owns nothing, and asks for no memory; two at a time need two descriptors. What changes during a
+ * walk behind the place it has come to is not told again.
  */
 #ifndef GMEM_SYS_MAPS_H
 #define GMEM_SYS_MAPS_H
@@ -39,8 +39,8 @@ void gmem_sys_maps_begin(struct gmem_sys_maps *maps, int fd, uint64_t hva);
 int gmem_sys_maps_next(struct gmem_sys_maps *maps, struct gmem_sys_mapping *ret);
 
 /*
- * Calls `fn` for each mapping of a process until it returns something other than 0: that is returned. Errors as those of
- * gmem_sys_maps_open() and gmem_sys_maps_next().
+ * Calls `fn` for each mapping of a process until it returns something other than 0: that is returned. Errors as those
+ * of gmem_sys_maps_open() and gmem_sys_maps_next().
  */
 int gmem_sys_maps_each(pid_t pid, int (*fn)(void *opaque, const struct gmem_sys_mapping *map), void *opaque);
 
