@@ -35,6 +35,7 @@ static struct shared {
 	_Atomic int where;
 	_Atomic pid_t who, reached; /* 0: not yet */
 	_Atomic int sig;
+	_Atomic int fail; /* so many times letting in fails in the other process */
 } * sh;
 
 static void come_to(enum where where)
@@ -69,6 +70,8 @@ WRAP(int, gmem_convert_mark, (struct gmem_file * file, uint64_t off, uint64_t le
 WRAP(int, gmem_convert_let_in, (struct gmem_file * file, uint64_t off, uint64_t len))
 {
 	come_to(RELEASING);
+	if (sh && atomic_load(&sh->fail) && atomic_load(&sh->who) == getpid() && atomic_fetch_sub(&sh->fail, 1))
+		return gmem_err(-ENOMEM, "told to fail");
 	return __real_gmem_convert_let_in(file, off, len);
 }
 
@@ -333,6 +336,35 @@ TEST(stopped_while_pages_become_shared)
 		usleep(1000);
 	}
 	CHECK_EQ(its(&a, 6), -1);
+	end_other(&a);
+	gmem_file_free(file);
+}
+
+/* No memory to let the host in with: pages are shared all the same, and it tries again until it can. */
+TEST(letting_in_fails)
+{
+	struct gmem_file *file;
+	struct other a;
+
+	need_markers();
+	set_up();
+	a = other_process();
+	file = file_of(N, 0);
+	fill(file);
+	join_in(&a, file);
+	convert(file, 2, 4, PRIVATE);
+	usleep(20000);
+	arm(&a, NOWHERE, 0);
+	atomic_store(&sh->fail, 3);
+	convert(file, 3, 2, 0);
+	CHECK_EQ(its(&a, 3), -1);
+	for (int i = 0; its(&a, 3) != 13; i++) {
+		CHECK(i < 2000);
+		usleep(1000);
+	}
+	CHECK_EQ(atomic_load(&sh->fail), 0);
+	CHECK_EQ(its(&a, 4), 14);
+	CHECK_EQ(its(&a, 2), -1);
 	end_other(&a);
 	gmem_file_free(file);
 }
