@@ -341,8 +341,12 @@ TEST(a_mapping_of_ones_own_is_in_the_way)
 	CHECK(raw != MAP_FAILED);
 	CHECK_ERR(to_private(file, 2, 2, &error_off), -EBUSY);
 	CHECK_EQ(error_off, 3 * P);
-	CHECK_OK(to_private(file, 4, 4, &error_off));
+	CHECK_ERR(to_private(file, 4, 4, &error_off), -EOPNOTSUPP);
+	CHECK_OK(to_private(file, 7, 1, &error_off));
+	/* What is not the view's stays. */
 	gmem_view_unmap(third);
+	CHECK_ERR(to_private(file, 0, N, &error_off), -EBUSY);
+	CHECK_EQ(munmap(raw, P), 0);
 	CHECK_OK(to_private(file, 0, N, &error_off));
 	gmem_view_unmap(view);
 	gmem_view_unmap(other);

@@ -75,9 +75,9 @@ WRAP(int, gmem_convert_let_in, (struct gmem_file * file, uint64_t off, uint64_t 
 	return __real_gmem_convert_let_in(file, off, len);
 }
 
-WRAP(int, gmem_sys_zap, (void *addr, size_t len))
+WRAP(int, gmem_sys_uffd_poison, (int uffd, uint64_t hva, uint64_t len, bool wake, uint64_t *done))
 {
-	int err = __real_gmem_sys_zap(addr, len);
+	int err = __real_gmem_sys_uffd_poison(uffd, hva, len, wake, done);
 
 	come_to(HALF_MARKED);
 	return err;
