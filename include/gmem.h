@@ -187,8 +187,8 @@ enum gmem_page_state {
 	GMEM_PAGE_UPTODATE = 2, /* filled */
 	GMEM_PAGE_REMOVED = 3, /* punched: reads as zero, never comes from the source again */
 	/*
-	 * Its bytes are lost: touching a registered mapping is SIGBUS (kernels from 6.6 on; before, it waits), the
-	 * library answers -EHWPOISON.
+	 * Its bytes are lost: its source could not give them, or its memory has failed. The library answers -EHWPOISON,
+	 * touching it through a view is SIGBUS (one that is served, on kernels before 6.6: it waits). Punching heals.
 	 */
 	GMEM_PAGE_POISONED = 4,
 };
@@ -250,9 +250,10 @@ int gmem_file_unpin(struct gmem_file *file, uint64_t off, uint64_t len); /* -EIN
 
 /*
  * Drops the bytes of [off, off + len): the pages read as zero from then on, also where a source would have supplied
- * them. A page that is being filled is dropped by whoever fills it, before anybody sees it. A view in which a
- * poisoned page was touched keeps its SIGBUS. Private pages stay private, and are zero to the guest. -EINVAL
- * (alignment, len 0), -ERANGE (past the end).
+ * them. A page that is being filled is dropped by whoever fills it, before anybody sees it. A poisoned page is a good
+ * one from then on, and this object's views show it as zero; where it was touched through a view that the object's own
+ * pager does not serve, or one with GMEM_PAGER_REMOVE_DISCARDS, touching it stays SIGBUS. Private pages stay private,
+ * and are zero to the guest. -EINVAL (alignment, len 0), -ERANGE (past the end).
  */
 int gmem_file_punch(struct gmem_file *file, uint64_t off, uint64_t len);
 
@@ -266,9 +267,23 @@ int gmem_file_punch(struct gmem_file *file, uint64_t off, uint64_t len);
 int gmem_file_fallocate(struct gmem_file *file, int mode, int64_t off, int64_t len);
 
 /*
+ * The memory of [off, off + len) has failed, and the bytes are gone: for who is told so, by SIGBUS with BUS_MCEERR_AO
+ * or BUS_MCEERR_AR, say. Shared or private, pinned or not, the pages are poisoned when it returns: the library answers
+ * -EHWPOISON for them, to a guest too (gmem_vcpu_exit()), and no conversion changes that; touching one through a view
+ * is SIGBUS; no pager fills it. No byte from before is ever read again. gmem_file_punch() heals. What the library does
+ * not know shows zeroes: views of other objects and processes that nobody serves, other mappings, and KVM's guests.
+ *
+ * -EINVAL (alignment, len 0), -ERANGE (past the end), -EIO (after fork(2)). Others say that the pages are poisoned, but
+ * that a view could not be marked, and shows zeroes there: -EOPNOTSUPP (it is registered with a descriptor of the
+ * program's), -ENOMEM, -EMFILE, -ENFILE.
+ */
+int gmem_file_poison(struct gmem_file *file, uint64_t off, uint64_t len);
+
+/*
  * Copies bytes out of or into the file, of any alignment. No source is asked: an absent page has the bytes that a view
  * has put there, else zeroes, and is up to date once written, in whole or in part. `buf` may be memory that is itself
- * served by a pager. -ERANGE, -EHWPOISON (a poisoned page in the range), -EACCES (a private one), -ENOSPC/-ENOMEM (no
+ * served by a pager. A page whose memory the kernel finds to have failed is poisoned here, as gmem_file_poison() does.
+ * -ERANGE, -EHWPOISON (a poisoned page in the range), -EACCES (a private one), -ENOSPC/-ENOMEM (no
  * memory for new pages), -EIO (a write in a forked child, where pages are private).
  */
 int gmem_file_read(struct gmem_file *file, uint64_t off, void *buf, size_t len);
@@ -516,7 +531,8 @@ void gmem_vcpu_free(struct gmem_vcpu *vcpu); /* NULL is allowed */
 /*
  * A guest's load and store of `len` bytes, of any alignment and across pages; `gpa` with the bit that names the side,
  * where the type has one. An absent page is brought in first, if need be by the pager of the file, for which the call
- * waits. `buf` may be memory that is itself served by a pager.
+ * waits. `buf` may be memory that is itself served by a pager. Bytes are copied by the processor: memory that has
+ * failed and that nobody has poisoned yet is SIGBUS for this process, at an address in a mapping of the library's own.
  *
  * -EFAULT and -EHWPOISON are exits, see gmem_vcpu_exit(): what is before the page that it names has been done.
  * -EPERM: a write to a page whose writes are watched. -EINTR: gmem_vcpu_cancel(). -EIO: the VM is dead, or the page

@@ -278,7 +278,7 @@ TEST(empty_files_that_fail)
 /* A page whose new place cannot be had at the second attempt either is lost, and said to be. */
 TEST_TIMEOUT(moves_that_fail, 60)
 {
-	every_call(PREAD, -EIO, GMEM_FILE_STRICT, PRIVATE);
+	every_call(PREAD, -EINVAL, GMEM_FILE_STRICT, PRIVATE);
 	every_call(PUNCH, -ENOMEM, GMEM_FILE_STRICT, PRIVATE);
 	every_call(PWRITE, -ENOSPC, GMEM_FILE_STRICT, PRIVATE);
 }

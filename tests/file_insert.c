@@ -56,7 +56,7 @@ static void nothing_is_left(struct gmem_file *file, uint64_t npages)
 
 TEST(failing_write_leaves_nothing)
 {
-	static const int errs[] = { -ENOSPC, -ENOMEM, -EIO };
+	static const int errs[] = { -ENOSPC, -ENOMEM, -EFBIG };
 	struct gmem_file *file = new_file(16 * P);
 
 	for (int half = 0; half < 2; half++) {
@@ -71,7 +71,7 @@ TEST(failing_write_leaves_nothing)
 	CHECK_OK(gmem_file_write(file, 2 * P + 17, "bytes", 5));
 	/* In place and the write fails: the page stays. */
 	fail_in = 1;
-	CHECK_ERR(gmem_file_write(file, 2 * P, "more", 4), -EIO);
+	CHECK_ERR(gmem_file_write(file, 2 * P, "more", 4), -EFBIG);
 	CHECK_EQ(gmem_file_page_state(file, 2 * P), GMEM_PAGE_UPTODATE);
 	gmem_file_free(file);
 }

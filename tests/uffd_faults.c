@@ -215,7 +215,7 @@ static uint64_t resident(const struct gmem_file *f)
 
 TEST(copy_without_memory)
 {
-	static const int errs[] = { -ENOSPC, -ENOMEM, -EIO };
+	static const int errs[] = { -ENOSPC, -ENOMEM, -EFBIG };
 
 	/* 64 pages are four writes, each of which may be the one. */
 	for (int n = 1; n <= 4; n++) {

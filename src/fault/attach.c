@@ -175,7 +175,7 @@ int gmem_attach_view(int attach_fd, struct gmem_view *view)
 	struct gmem_attach_file *file;
 	int err;
 
-	if (view->use != GMEM_VIEW_PLAIN || view->uffd >= 0)
+	if (view->use != GMEM_VIEW_PLAIN)
 		return gmem_err(-EBUSY, "gmem_attach_view: this view is registered already");
 	gmem_rwlock_lock(&view->file->invalidate_lock);
 	err = gmem_check_servable(view, "gmem_attach_view");
@@ -185,6 +185,11 @@ int gmem_attach_view(int attach_fd, struct gmem_view *view)
 	/* The keeper opens the memory too; a conversion before that would wait for it to read of removals. */
 	if (gmem_state_claim(&view->file->state, GMEM_USE_KEEPER))
 		return gmem_err(-EBUSY, "gmem_attach_view: this memory has, or had, private pages");
+	gmem_rwlock_lock(&view->file->invalidate_lock);
+	gmem_view_unmark_lost(view);
+	gmem_rwlock_unlock(&view->file->invalidate_lock);
+	if (view->uffd >= 0 || view->by_mapping)
+		return gmem_err(-EBUSY, "gmem_attach_view: this view is marked, and cannot be handed over");
 	a = malloc(sizeof(*a));
 	if (!a)
 		return gmem_err_sys(-ENOMEM, "gmem_attach_view");
@@ -202,7 +207,8 @@ int gmem_attach_view(int attach_fd, struct gmem_view *view)
 	 * touched.
 	 */
 	view->uffd = a->uffd;
-	view->use = GMEM_VIEW_SERVED;
+	/* The server reads of removals. */
+	view->use = GMEM_VIEW_BALLOONED;
 	gmem_attach_close(a);
 out_free:
 	free(a);

@@ -162,7 +162,10 @@ static int map_run(struct gmem_resolver *r, struct gmem_pager_region *region, ui
 			return -EAGAIN;
 		case -EIO: {
 			/* The kernel lost the page to a memory error. */
-			int marked = mark_poisoned(r, region, off);
+			int marked;
+
+			gmem_state_fail(&region->file->state, off >> GMEM_PAGE_SHIFT);
+			marked = mark_poisoned(r, region, off);
 
 			if (marked)
 				return marked;

@@ -95,6 +95,8 @@ int gmem_serve_view(struct gmem_view *view, struct gmem_serving *s)
 	err = gmem_check_servable(view, s->who);
 	if (err)
 		return err;
+	if (view->by_mapping || s->use == GMEM_VIEW_BALLOONED)
+		gmem_view_unmark_lost(view);
 	s->had_uffd = view->uffd >= 0;
 	if (view->by_mapping || (s->had_uffd && s->use == GMEM_VIEW_BALLOONED))
 		return gmem_err(-EOPNOTSUPP,

@@ -133,6 +133,8 @@ static int map_run(struct job *job, uint64_t to, bool ours)
 			sched_yield();
 			break;
 		case -EIO:
+			/* The kernel lost the page to a memory error. */
+			gmem_state_fail(&job->view->file->state, job->off >> GMEM_PAGE_SHIFT);
 			return refuse_poisoned(job);
 		case -ENOENT:
 			/* A border inside the run, where the program has split the mapping: page by page. */

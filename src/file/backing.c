@@ -108,6 +108,30 @@ void gmem_backing_remove(struct gmem_file *file, struct gmem_folio *folio)
 	gmem_lockcheck_release(GMEM_LOCK_PAGE, &file->state.words[first]);
 }
 
+/* `stale`: there may be bytes of a dead server. */
+static int put_bytes(struct gmem_file *file, const struct gmem_folio *folio, bool stale)
+{
+	uint64_t len = (uint64_t)folio->npages << GMEM_PAGE_SHIFT;
+	int err;
+
+	if (folio->len) {
+		err = stale ? file->ops->punch(file, folio->off, len) : 0;
+		return err ? err : file->ops->write(file, folio->off + folio->at, folio->data, folio->len);
+	}
+	if (folio->data)
+		return file->ops->write(file, folio->off, folio->data, len);
+	return stale ? write_zeroes(file, folio) : file->ops->allocate(file, folio->off, len);
+}
+
+/* The page is absent as before, and its memory as bad. */
+static void leave_bad(struct gmem_file *file, const struct gmem_folio *folio)
+{
+	uint64_t page = folio->off >> GMEM_PAGE_SHIFT;
+
+	gmem_state_unlock(&file->state, page, folio->generation);
+	gmem_lockcheck_release(GMEM_LOCK_PAGE, &file->state.words[page]);
+}
+
 int gmem_backing_insert(struct gmem_file *file, struct gmem_folio *folio)
 {
 	uint64_t len;
@@ -120,16 +144,17 @@ int gmem_backing_insert(struct gmem_file *file, struct gmem_folio *folio)
 	gmem_lockcheck_acquire(GMEM_LOCK_PAGE, &file->state.words[folio->off >> GMEM_PAGE_SHIFT]);
 	folio->npages = (uint32_t)n;
 	len = (uint64_t)n << GMEM_PAGE_SHIFT;
-	if (folio->len) {
-		err = stale ? file->ops->punch(file, folio->off, len) : 0;
+	err = put_bytes(file, folio, stale);
+	/* Memory that nobody had brought in has failed. Of whole pages nothing is lost: they get other memory. */
+	if (err == -EHWPOISON && folio->len) {
+		leave_bad(file, folio);
+		return err;
+	}
+	if (err == -EHWPOISON) {
+		err = file->ops->punch(file, folio->off, len);
 		if (!err)
-			err = file->ops->write(file, folio->off + folio->at, folio->data, folio->len);
-	} else if (folio->data)
-		err = file->ops->write(file, folio->off, folio->data, len);
-	else if (stale)
-		err = write_zeroes(file, folio);
-	else
-		err = file->ops->allocate(file, folio->off, len);
+			err = put_bytes(file, folio, stale);
+	}
 	if (err) {
 		gmem_backing_remove(file, folio);
 		return gmem_err_sys(err, "guest memory file: %llu bytes at 0x%llx", (unsigned long long)len,

@@ -60,29 +60,42 @@ static uint64_t first_pin(struct gmem_file *file, uint64_t first, uint64_t end)
 	return UINT64_MAX;
 }
 
-static bool lost(const struct gmem_file *file, uint64_t off)
+/* Calls fn for what is not poisoned of a piece, and lost_fn, if there is one, for what is. */
+static int by_loss(struct gmem_view *view, uint64_t off, uint64_t len, each_view_fn fn, each_view_fn lost_fn)
 {
-	return gmem_state_word(&file->state, off >> GMEM_PAGE_SHIFT) & GMEM_WORD_POISONED;
+	const struct gmem_state *state = &view->file->state;
+	uint64_t page = off >> GMEM_PAGE_SHIFT, end = (off + len) >> GMEM_PAGE_SHIFT;
+	int err = 0;
+
+	for (uint64_t to; page < end && !err; page = to) {
+		each_view_fn f = fn;
+
+		to = gmem_state_next_poisoned(state, page, end);
+		if (to == page) {
+			f = lost_fn;
+			while (to < end && gmem_state_poisoned(state, to))
+				to++;
+		}
+		err = f ? f(view, page << GMEM_PAGE_SHIFT, (to - page) << GMEM_PAGE_SHIFT) : 0;
+	}
+	return err;
+}
+
+static int keep_lost_out(struct gmem_view *view, uint64_t off, uint64_t len)
+{
+	return gmem_view_mark_lost(view, off, len, false);
 }
 
 /* The host may touch the piece again, but not read a zero where a page was lost. */
 static int let_in(struct gmem_view *view, uint64_t off, uint64_t len)
 {
-	const struct gmem_file *file = view->file;
-	uint64_t end = off + len;
-	int err = 0;
+	return by_loss(view, off, len, gmem_view_unmark, NULL);
+}
 
-	if (!atomic_load(&file->state.header->lost))
-		return gmem_view_unmark(view, off, len);
-	for (uint64_t to; off < end && !err; off = to) {
-		bool out = lost(file, off);
-
-		for (to = off + GMEM_PAGE_SIZE; to < end && lost(file, to) == out; to += GMEM_PAGE_SIZE)
-			;
-		if (!out)
-			err = gmem_view_unmark(view, off, to - off);
-	}
-	return err;
+/* The host may not touch the piece; the marks of lost pages stay meanwhile. */
+static int keep_out(struct gmem_view *view, uint64_t off, uint64_t len)
+{
+	return by_loss(view, off, len, gmem_view_mark, keep_lost_out);
 }
 
 /* As let_in(), where the error is another one. */
@@ -90,6 +103,13 @@ static int let_in_or_go_on(struct gmem_view *view, uint64_t off, uint64_t len)
 {
 	(void)let_in(view, off, len);
 	return 0;
+}
+
+/* Views are marked, and no second stage has the page. */
+static void lose(struct gmem_file *file, uint64_t off)
+{
+	gmem_state_lose(&file->state, off >> GMEM_PAGE_SHIFT);
+	(void)file->ops->punch(file, off, GMEM_PAGE_SIZE);
 }
 
 /* What cannot be written, at a second attempt that is one page at a time, is lost. Half a page is no page. */
@@ -102,8 +122,7 @@ static int put_back(struct gmem_file *file, const char *buf, uint64_t n, uint64_
 
 		if (!one)
 			continue;
-		gmem_state_lose(&file->state, (off + at) >> GMEM_PAGE_SHIFT);
-		(void)file->ops->punch(file, off + at, GMEM_PAGE_SIZE);
+		lose(file, off + at);
 		ret = gmem_err_sys(one, "gmem_file_set_attributes: no memory to move the page at 0x%llx to: it is lost",
 				   (unsigned long long)(off + at));
 	}
@@ -116,7 +135,7 @@ static int put_back(struct gmem_file *file, const char *buf, uint64_t n, uint64_
  */
 static int rehome(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t *ret_error_off)
 {
-	uint64_t end = off + len;
+	uint64_t end = off + len, most = REHOME_LEN;
 	char *buf = malloc(REHOME_LEN);
 	int err = buf ? 0 : gmem_err_sys(-ENOMEM, "gmem_file_set_attributes");
 
@@ -127,11 +146,21 @@ static int rehome(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t *
 		if (data < 0 || (uint64_t)data >= end)
 			break;
 		off = gmem_page_round_down((uint64_t)data);
-		n = gmem_min_u64(end, (off | (REHOME_LEN - 1)) + 1) - off;
+		n = gmem_min_u64(gmem_min_u64(end, (off | (REHOME_LEN - 1)) + 1) - off, most);
 		data = file->ops->next_hole(file, off);
 		if (data > (int64_t)off)
 			n = gmem_min_u64(n, (uint64_t)data - off);
 		err = file->ops->read(file, off, buf, n);
+		/* Which page is it? That one is lost, whichever side it is on. */
+		if (err == -EHWPOISON) {
+			if (n == GMEM_PAGE_SIZE) {
+				lose(file, off);
+				off += n;
+			}
+			most = GMEM_PAGE_SIZE;
+			err = 0;
+			continue;
+		}
 		if (!err)
 			err = file->ops->punch(file, off, n);
 		if (err) {
@@ -198,7 +227,7 @@ int gmem_convert_mark(struct gmem_file *file, uint64_t off, uint64_t len)
 
 	if (err)
 		return err;
-	err = each_piece(file, first, end, true, gmem_view_mark);
+	err = each_piece(file, first, end, true, keep_out);
 	/* A piece that cannot be unmarked stays SIGBUS: a page too few for the host, never one too many. */
 	if (err)
 		(void)each_piece(file, first, end, true, let_in_or_go_on);
@@ -265,7 +294,7 @@ static int to_shared(struct gmem_file *file, uint64_t first, uint64_t end, uint6
 	if (err)
 		*ret_error_off = off;
 	/* Never private and within reach: pages that cannot be marked again are shared, in spite of the error. */
-	if (!err || each_piece(file, first, end, false, gmem_view_mark))
+	if (!err || each_piece(file, first, end, false, keep_out))
 		gmem_state_set_side(&file->state, first, end, false);
 	gmem_file_invalidate_end(file, off, len);
 	/* Peers let their hosts in now: who is late, or cannot, keeps a page too many from its own. */

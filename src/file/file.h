@@ -226,6 +226,14 @@ int gmem_file_check_range(const struct gmem_file *file, const char *who, uint64_
  */
 int gmem_file_poison_page(struct gmem_file *file, uint64_t off);
 
+/*
+ * gmem_file_poison(), of pages of the file. Invalidate lock held, exclusive. -errno: they are poisoned, and a view
+ * could not be marked.
+ */
+int gmem_file_poison_locked(struct gmem_file *file, uint64_t off, uint64_t len);
+/* Ends that: poisoned pages of the range, whose memory has been dropped, are zero. Invalidate lock held, exclusive. */
+void gmem_file_heal_locked(struct gmem_file *file, uint64_t off, uint64_t len);
+
 /* Until nobody is at the page. No lock held. */
 void gmem_file_wait_for_page(struct gmem_file *file, uint64_t off);
 
@@ -399,6 +407,18 @@ void gmem_view_unmap_pieces(const struct gmem_view *view, uint64_t off, uint64_t
 int gmem_view_mark(struct gmem_view *view, uint64_t off, uint64_t len);
 /* Undoes it. */
 int gmem_view_unmark(struct gmem_view *view, uint64_t off, uint64_t len);
+/*
+ * Makes every touch of pages that are poisoned, or about to be, SIGBUS. `fresh`: they are shared and not marked yet, so
+ * that what is mapped goes; else what is there stays. Nothing where the view's server does it when they are touched.
+ */
+int gmem_view_mark_lost(struct gmem_view *view, uint64_t off, uint64_t len, bool fresh);
+/* So too for all poisoned pages of a view that nobody has touched yet. */
+int gmem_view_mark_all_lost(struct gmem_view *view);
+/*
+ * Takes the marks of poisoned pages away, and all that they needed, before somebody serves the view: then touching one
+ * is a fault, and its server's to answer. Not where pages are private. Invalidate lock held, exclusive.
+ */
+void gmem_view_unmark_lost(struct gmem_view *view);
 /* Marks what is private of the whole view. */
 int gmem_view_mark_private(struct gmem_view *view);
 /*

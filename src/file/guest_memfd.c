@@ -15,6 +15,7 @@
 #include "file/backing.h"
 #include "sys/call.h"
 #include "sys/kvm.h"
+#include "sys/uapi.h"
 
 #define STEP_PAGES 1024u
 
@@ -81,10 +82,16 @@ static uint64_t in_page(uint64_t off, uint64_t len)
 	return gmem_min_u64(len, GMEM_PAGE_SIZE - (off & (GMEM_PAGE_SIZE - 1)));
 }
 
-/* What could not be copied: there is no memory, or it is bad. */
-static int copied(ssize_t n, uint64_t want)
+/* What could not be copied: the memory is bad, or there is none; madvise(2) tells the one from the other. */
+static int copied(ssize_t n, uint64_t want, char *at)
 {
-	return n == (ssize_t)want ? 0 : n == -EFAULT || n >= 0 ? -EIO : (int)n;
+	char *page = at - ((uintptr_t)at & (GMEM_PAGE_SIZE - 1));
+
+	if (n == (ssize_t)want)
+		return 0;
+	if (n < 0 && n != -EFAULT)
+		return (int)n;
+	return madvise(page, GMEM_PAGE_SIZE, MADV_POPULATE_READ) && errno == EHWPOISON ? -EHWPOISON : -EIO;
 }
 
 static int read_bytes(struct gmem_file *file, uint64_t off, void *buf, uint64_t len)
@@ -102,7 +109,7 @@ static int read_bytes(struct gmem_file *file, uint64_t off, void *buf, uint64_t 
 		if (data < 0 || (uint64_t)data >= off + n)
 			memset(to, 0, n);
 		else
-			err = copied(gmem_sys_peek(to, window + off, n), n);
+			err = copied(gmem_sys_peek(to, window + off, n), n, window + off);
 		if (err)
 			return err;
 	}
@@ -122,7 +129,7 @@ static int write_bytes(struct gmem_file *file, uint64_t off, const void *buf, ui
 		/* Memory that runs out is an error here, and would end the process there. */
 		err = allocate(file, off & ~(uint64_t)(GMEM_PAGE_SIZE - 1), GMEM_PAGE_SIZE);
 		if (!err)
-			err = copied(gmem_sys_poke(window + off, from, n), n);
+			err = copied(gmem_sys_poke(window + off, from, n), n, window + off);
 	}
 	return err;
 }

@@ -27,13 +27,16 @@ int gmem_file_punch(struct gmem_file *file, uint64_t off, uint64_t len)
 		return err;
 	/*
 	 * Exclusive: nobody in this process is between insert and publish. State before bytes: one who dies in
-	 * between leaves pages that are never filled again, which is what was asked for.
+	 * between leaves pages that are never filled again, which is what was asked for. Poisoned ones come last.
 	 */
 	gmem_rwlock_lock(&file->invalidate_lock);
 	gmem_file_invalidate_begin(file, off, len, GMEM_SIDE_SHARED | GMEM_SIDE_PRIVATE);
 	for (uint64_t page = off >> GMEM_PAGE_SHIFT; page < (off + len) >> GMEM_PAGE_SHIFT; page++)
-		gmem_state_remove(&file->state, page);
+		if (!gmem_state_poisoned(&file->state, page))
+			gmem_state_remove(&file->state, page);
 	err = file->ops->punch(file, off, len);
+	if (!err)
+		gmem_file_heal_locked(file, off, len);
 	gmem_file_invalidate_end(file, off, len);
 	gmem_rwlock_unlock(&file->invalidate_lock);
 	if (err)
@@ -94,6 +97,51 @@ static int refuse_private(const struct gmem_file *file, const char *who, uint64_
 	return gmem_err(-EACCES, "%s: page at 0x%llx is private", who, (unsigned long long)page << GMEM_PAGE_SHIFT);
 }
 
+static int poisoned(const char *who, uint64_t page)
+{
+	return gmem_err(-EHWPOISON, "%s: page at 0x%llx is poisoned", who, (unsigned long long)page << GMEM_PAGE_SHIFT);
+}
+
+typedef int (*page_fn)(struct gmem_file *file, uint64_t page, uint32_t at, uint32_t n, void *bounce);
+
+/*
+ * One attempt at a page. Of memory that has failed the kernel tells who touches it; then the page is poisoned, if
+ * another attempt meets the same with nobody else about: it may have been punched meanwhile, and be good.
+ */
+static int try_page(struct gmem_file *file, uint64_t page, uint32_t at, uint32_t n, void *bounce, page_fn fn)
+{
+	uint64_t off = page << GMEM_PAGE_SHIFT;
+	int err;
+
+	gmem_rwlock_lock_shared(&file->invalidate_lock);
+	err = fn(file, page, at, n, bounce);
+	gmem_rwlock_unlock_shared(&file->invalidate_lock);
+	/* A copy that came with fork(2) does not know the views. */
+	if (err != -EHWPOISON || gmem_state_poisoned(&file->state, page) || !gmem_file_ours(file))
+		return err;
+	gmem_rwlock_lock(&file->invalidate_lock);
+	err = fn(file, page, at, n, bounce);
+	if (err == -EHWPOISON && !gmem_state_poisoned(&file->state, page)) {
+		(void)gmem_file_poison_locked(file, off, GMEM_PAGE_SIZE);
+		gmem_err(err, "page at 0x%llx: its memory has failed; it is poisoned", (unsigned long long)off);
+	}
+	gmem_rwlock_unlock(&file->invalidate_lock);
+	return err;
+}
+
+/* Until it is done, or cannot be. */
+static int do_page(struct gmem_file *file, uint64_t page, uint32_t at, uint32_t n, void *bounce, page_fn fn)
+{
+	int err;
+
+	do {
+		err = try_page(file, page, at, n, bounce, fn);
+		if (err == -EBUSY)
+			gmem_file_wait_for_page(file, page << GMEM_PAGE_SHIFT);
+	} while (err == -EBUSY || err == -EAGAIN || err == -EEXIST);
+	return err;
+}
+
 /* A part of a page of the file and the same part of the caller's buffer, by way of a page of our own. */
 static int read_page(struct gmem_file *file, uint64_t page, uint32_t at, uint32_t n, void *bounce)
 {
@@ -103,8 +151,7 @@ static int read_page(struct gmem_file *file, uint64_t page, uint32_t at, uint32_
 	if (err)
 		return err;
 	if (word & GMEM_WORD_POISONED)
-		return gmem_err(-EHWPOISON, "gmem_file_read: page at 0x%llx is poisoned",
-				(unsigned long long)page << GMEM_PAGE_SHIFT);
+		return poisoned("gmem_file_read", page);
 	/* Bytes on their way in: part of them is neither what was nor what will be. */
 	if (gmem_word_locked(word, gmem_file_generation(file)) && !(word & GMEM_WORD_DOOMED))
 		return -EBUSY;
@@ -133,13 +180,7 @@ int gmem_file_read(struct gmem_file *file, uint64_t off, void *buf, size_t len)
 		uint32_t at = (uint32_t)(off - (page << GMEM_PAGE_SHIFT));
 		uint32_t n = (uint32_t)gmem_min_u64(len, GMEM_PAGE_SIZE - at);
 
-		do {
-			gmem_rwlock_lock_shared(&file->invalidate_lock);
-			err = read_page(file, page, at, n, bounce);
-			gmem_rwlock_unlock_shared(&file->invalidate_lock);
-			if (err == -EBUSY)
-				gmem_file_wait_for_page(file, page << GMEM_PAGE_SHIFT);
-		} while (err == -EBUSY || err == -EAGAIN);
+		err = do_page(file, page, at, n, bounce, read_page);
 		if (err)
 			break;
 		gmem_might_fault();
@@ -152,7 +193,7 @@ int gmem_file_read(struct gmem_file *file, uint64_t off, void *buf, size_t len)
 }
 
 /* Under the shared lock: the page comes into being through the backing operations, or is written where it is. */
-static int write_page(struct gmem_file *file, uint64_t page, uint32_t at, uint32_t n, const char *bounce)
+static int write_page(struct gmem_file *file, uint64_t page, uint32_t at, uint32_t n, void *bounce)
 {
 	uint64_t off = page << GMEM_PAGE_SHIFT;
 	struct gmem_folio folio;
@@ -162,7 +203,7 @@ static int write_page(struct gmem_file *file, uint64_t page, uint32_t at, uint32
 		return err;
 	err = file->ops->lookup(file, off, 1, &folio);
 	if (err == -EHWPOISON)
-		return gmem_err(err, "gmem_file_write: page at 0x%llx is poisoned", (unsigned long long)off);
+		return poisoned("gmem_file_write", page);
 	if (err == 0) {
 		err = file->ops->write(file, off + at, bounce, n);
 		return err ? gmem_err_sys(err, "gmem_file_write: page at 0x%llx", (unsigned long long)off) : 0;
@@ -181,7 +222,7 @@ static int write_page(struct gmem_file *file, uint64_t page, uint32_t at, uint32
 	folio.len = n;
 	err = file->ops->insert(file, &folio);
 	if (err == -EHWPOISON)
-		return gmem_err(err, "gmem_file_write: page at 0x%llx is poisoned", (unsigned long long)off);
+		return poisoned("gmem_file_write", page);
 	if (err)
 		return err;
 	file->ops->publish(file, &folio);
@@ -205,13 +246,7 @@ int gmem_file_write(struct gmem_file *file, uint64_t off, const void *buf, size_
 
 		gmem_might_fault();
 		memcpy(bounce, in, n);
-		do {
-			gmem_rwlock_lock_shared(&file->invalidate_lock);
-			err = write_page(file, page, at, n, bounce);
-			gmem_rwlock_unlock_shared(&file->invalidate_lock);
-			if (err == -EBUSY)
-				gmem_file_wait_for_page(file, page << GMEM_PAGE_SHIFT);
-		} while (err == -EBUSY || err == -EEXIST);
+		err = do_page(file, page, at, n, bounce, write_page);
 		in += n;
 		off += n;
 		len -= n;

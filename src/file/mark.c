@@ -161,9 +161,9 @@ static int choose_way(struct gmem_view *view)
 
 /*
  * Marks from *off on, without text, and moves *off. -ENOENT: some of the rest is not one registered mapping; nothing of
- * that was harmed. -EINVAL: a kernel before 6.6.
+ * that was harmed. -EINVAL: a kernel before 6.6. `keep`: what is there stays, a page as well as a marker.
  */
-static int put_markers(const struct gmem_view *view, uint64_t *off, uint64_t end)
+static int put_markers(const struct gmem_view *view, uint64_t *off, uint64_t end, bool keep)
 {
 	unsigned int races = 0;
 	bool zapped = false, wake = view->use != GMEM_VIEW_PLAIN; /* nobody waits in one that nobody serves */
@@ -183,6 +183,10 @@ static int put_markers(const struct gmem_view *view, uint64_t *off, uint64_t end
 		/* In a large page that is mapped. */
 		case -EFAULT:
 		case -EEXIST:
+			if (keep) {
+				*off += GMEM_PAGE_SIZE;
+				break;
+			}
 			/* Touched, and with it most likely others: once. Or touched since: that page. */
 			err = gmem_sys_zap(gmem_view_at(view, *off), zapped ? GMEM_PAGE_SIZE : end - *off);
 			if (err)
@@ -201,10 +205,10 @@ static int put_markers(const struct gmem_view *view, uint64_t *off, uint64_t end
 }
 
 /* A mapping of the view's, or a part of one: it may have lost its registration, with a pager's end or by mremap(2). */
-static int mark_piece(struct gmem_view *view, const struct gmem_piece *piece)
+static int mark_piece_or_keep(struct gmem_view *view, const struct gmem_piece *piece, bool keep)
 {
 	uint64_t off = piece->off, end = piece->off + piece->len;
-	int err = put_markers(view, &off, end);
+	int err = put_markers(view, &off, end, keep);
 
 	if (err == -ENOENT) {
 		/* What is still served has this mode, and loses none. */
@@ -213,23 +217,33 @@ static int mark_piece(struct gmem_view *view, const struct gmem_piece *piece)
 		if (!err && madvise(gmem_view_at(view, off), end - off, MADV_DONTFORK))
 			err = -errno;
 		if (!err)
-			err = put_markers(view, &off, end);
+			err = put_markers(view, &off, end, keep);
 	}
 	/* Several mappings all the same, where nobody can look. */
 	if (err == -ENOENT && end - off > GMEM_PAGE_SIZE) {
 		struct gmem_piece half = { .off = off, .len = gmem_page_round_down((end - off) / 2) };
 
-		err = mark_piece(view, &half);
+		err = mark_piece_or_keep(view, &half, keep);
 		if (err)
 			return err;
 		half.off += half.len;
 		half.len = end - half.off;
-		return mark_piece(view, &half);
+		return mark_piece_or_keep(view, &half, keep);
 	}
 	/* -EINVAL is the caller's to understand. */
 	return err && err != -EINVAL ? gmem_err_sys(err, "view at %p: marking 0x%llx to 0x%llx", view->addr,
 						    (unsigned long long)off, (unsigned long long)end) :
 				       err;
+}
+
+static int mark_piece(struct gmem_view *view, const struct gmem_piece *piece)
+{
+	return mark_piece_or_keep(view, piece, false);
+}
+
+static int mark_kept_piece(struct gmem_view *view, const struct gmem_piece *piece)
+{
+	return mark_piece_or_keep(view, piece, true);
 }
 
 static int zap_piece(struct gmem_view *view, const struct gmem_piece *piece)
@@ -241,14 +255,14 @@ static int zap_piece(struct gmem_view *view, const struct gmem_piece *piece)
 		     0;
 }
 
-static int mark_by_marker(struct gmem_view *view, uint64_t off, uint64_t len)
+static int mark_by_marker(struct gmem_view *view, uint64_t off, uint64_t len, bool keep)
 {
 	uint64_t end = off + len;
-	int err = put_markers(view, &off, end);
+	int err = put_markers(view, &off, end, keep);
 
 	/* A border inside, where the program has split its mapping (mlock, mprotect, mbind), or has made another. */
 	if (err == -ENOENT)
-		return each_piece_or_err(view, off, end - off, mark_piece);
+		return each_piece_or_err(view, off, end - off, keep ? mark_kept_piece : mark_piece);
 	return err && err != -EINVAL ? gmem_err_sys(err, "view at %p: marking 0x%llx to 0x%llx", view->addr,
 						    (unsigned long long)off, (unsigned long long)end) :
 				       err;
@@ -315,6 +329,25 @@ static int mark_by_mapping(struct gmem_view *view, uint64_t off, uint64_t len)
 
 /* ---- what a view shows */
 
+/* By the way that was chosen. */
+static int mark(struct gmem_view *view, uint64_t off, uint64_t len, bool keep)
+{
+	int err;
+
+	if (view->by_mapping)
+		return mark_by_mapping(view, off, len);
+	err = mark_by_marker(view, off, len, keep);
+	/* A kernel before 6.6. */
+	if (err == -EINVAL && view->use == GMEM_VIEW_PLAIN) {
+		view->by_mapping = true;
+		return mark_by_mapping(view, off, len);
+	}
+	if (err == -EINVAL)
+		return gmem_err(-EOPNOTSUPP, "view at %p: it is served, and this kernel has no page markers",
+				view->addr);
+	return err;
+}
+
 int gmem_view_mark(struct gmem_view *view, uint64_t off, uint64_t len)
 {
 	int err;
@@ -330,20 +363,40 @@ int gmem_view_mark(struct gmem_view *view, uint64_t off, uint64_t len)
 	err = choose_way(view);
 	if (err)
 		return err;
-	if (view->by_mapping)
-		return mark_by_mapping(view, off, len);
 	if (view->private_events)
 		return each_piece_or_err(view, off, len, zap_piece);
-	err = mark_by_marker(view, off, len);
-	/* A kernel before 6.6. */
-	if (err == -EINVAL && view->use == GMEM_VIEW_PLAIN) {
+	return mark(view, off, len, false);
+}
+
+int gmem_view_mark_lost(struct gmem_view *view, uint64_t off, uint64_t len, bool fresh)
+{
+	int err;
+
+	if (view->use == GMEM_VIEW_BALLOONED)
+		return 0;
+	/* A guest_memfd takes no userfaultfd, and has no way to be told that a page is bad. */
+	if (view->file->engine == GMEM_ENGINE_KERNEL)
 		view->by_mapping = true;
-		return mark_by_mapping(view, off, len);
-	}
-	if (err == -EINVAL)
-		return gmem_err(-EOPNOTSUPP, "view at %p: it is served, and this kernel has no page markers",
-				view->addr);
-	return err;
+	err = choose_way(view);
+	if (!err)
+		err = mark(view, off, len, !fresh);
+	/* Served, and no markers: its touchers wait, as at a page that its server lost. */
+	return err == -EOPNOTSUPP && view->use == GMEM_VIEW_SERVED ? 0 : err;
+}
+
+void gmem_view_unmark_lost(struct gmem_view *view)
+{
+	if (view->use != GMEM_VIEW_PLAIN || gmem_state_used(&view->file->state, GMEM_USE_PRIVATE))
+		return;
+	if (view->by_mapping && !each_own_piece(view, view->off, view->len, map_file))
+		view->by_mapping = false;
+	if (view->uffd < 0)
+		return;
+	if (each_own_piece(view, view->off, view->len, zap_piece) ||
+	    gmem_sys_uffd_unregister(view->uffd, hva_of(view, view->off), view->len))
+		return;
+	close(view->uffd);
+	view->uffd = -1;
 }
 
 /*
@@ -396,7 +449,7 @@ int gmem_view_unmark(struct gmem_view *view, uint64_t off, uint64_t len)
 	const struct gmem_piece whole = { .kind = GMEM_PIECE_FILE, .off = off, .len = len };
 
 	/* Never marked, and a zap would take its pages for given up. */
-	if (view->use == GMEM_VIEW_BALLOONED || view->file->engine == GMEM_ENGINE_KERNEL)
+	if (view->use == GMEM_VIEW_BALLOONED || (view->file->engine == GMEM_ENGINE_KERNEL && !view->by_mapping))
 		return 0;
 	if (view->by_mapping)
 		return each_own_piece(view, off, len, map_file);
@@ -420,7 +473,10 @@ int gmem_view_prepare(struct gmem_view *view)
 		return gmem_err_sys(-errno, "MADV_DONTFORK");
 	if (view->uffd >= 0 && !view->by_mapping)
 		err = gmem_sys_uffd_register(view->uffd, hva_of(view, view->off), view->len, GMEM_SYS_UFFD_WP);
-	return err ? gmem_err_sys(err, "view at %p: userfaultfd", view->addr) : gmem_view_mark_private(view);
+	if (err)
+		return gmem_err_sys(err, "view at %p: userfaultfd", view->addr);
+	err = gmem_view_mark_private(view);
+	return err ? err : gmem_view_mark_all_lost(view);
 }
 
 int gmem_view_mark_private(struct gmem_view *view)

@@ -12,9 +12,15 @@ static bool can_userfault(const struct gmem_file *file, uint64_t off, uint64_t l
 	return gmem_range_inside(off, len, file->len) && !file->state.init_private;
 }
 
+/* What shared memory answers where memory has failed, or cannot be had back from where it was swapped to. */
+static int lost(int err)
+{
+	return err == -EIO ? -EHWPOISON : err;
+}
+
 static int read_bytes(struct gmem_file *file, uint64_t off, void *buf, uint64_t len)
 {
-	return gmem_pread_all(file->fd, buf, len, off);
+	return lost(gmem_pread_all(file->fd, buf, len, off));
 }
 
 /*
@@ -22,7 +28,7 @@ static int read_bytes(struct gmem_file *file, uint64_t off, void *buf, uint64_t 
  */
 static int write_bytes(struct gmem_file *file, uint64_t off, const void *buf, uint64_t len)
 {
-	return gmem_pwrite_all(file->fd, buf, len, off);
+	return lost(gmem_pwrite_all(file->fd, buf, len, off));
 }
 
 static int allocate(struct gmem_file *file, uint64_t off, uint64_t len)

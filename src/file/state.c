@@ -180,15 +180,23 @@ void gmem_state_unlock(struct gmem_state *s, uint64_t page, uint32_t generation)
 	do {
 		if (!gmem_word_locked(old, generation))
 			return;
-		new = old &GMEM_WORD_DOOMED ? GMEM_WORD_REMOVED : GMEM_WORD_ABSENT;
+		new = old &GMEM_WORD_DOOMED ? GMEM_WORD_REMOVED : old &GMEM_WORD_POISONED;
 	} while (!atomic_compare_exchange_weak_explicit(&s->words[page], &old, new, memory_order_release,
 							memory_order_relaxed));
+}
+
+/* Before the page's word says so: who sees the word by way of this flag must not miss it. */
+static void set_lost(struct gmem_state *s)
+{
+	if (!atomic_load(&s->header->lost))
+		atomic_store(&s->header->lost, 1);
 }
 
 bool gmem_state_poison(struct gmem_state *s, uint64_t page, uint32_t generation)
 {
 	uint32_t old = GMEM_WORD_LOCKED | generation << GMEM_WORD_GEN_SHIFT;
 
+	set_lost(s);
 	return atomic_compare_exchange_strong_explicit(&s->words[page], &old, GMEM_WORD_POISONED, memory_order_release,
 						       memory_order_relaxed);
 }
@@ -202,7 +210,7 @@ bool gmem_state_remove(struct gmem_state *s, uint64_t page)
 	if (old == GMEM_WORD_REMOVED)
 		return true;
 	do {
-		new = old &GMEM_WORD_LOCKED ? old | GMEM_WORD_DOOMED : GMEM_WORD_REMOVED;
+		new = old &GMEM_WORD_LOCKED ? (old | GMEM_WORD_DOOMED) & ~GMEM_WORD_POISONED : GMEM_WORD_REMOVED;
 	} while (!atomic_compare_exchange_weak_explicit(&s->words[page], &old, new, memory_order_acq_rel,
 							memory_order_acquire));
 	return !(new &GMEM_WORD_LOCKED);
@@ -218,8 +226,44 @@ void gmem_state_fill(struct gmem_state *s, uint64_t page)
 
 void gmem_state_lose(struct gmem_state *s, uint64_t page)
 {
+	set_lost(s);
 	atomic_store_explicit(&s->words[page], GMEM_WORD_POISONED, memory_order_release);
-	atomic_store(&s->header->lost, 1);
+}
+
+void gmem_state_fail(struct gmem_state *s, uint64_t page)
+{
+	uint32_t old = gmem_state_word(s, page), new;
+
+	set_lost(s);
+	do {
+		new = old &GMEM_WORD_LOCKED ? (old | GMEM_WORD_POISONED) & ~GMEM_WORD_DOOMED : GMEM_WORD_POISONED;
+	} while (!atomic_compare_exchange_weak_explicit(&s->words[page], &old, new, memory_order_acq_rel,
+							memory_order_acquire));
+}
+
+/* The first page from `page` on whose word has memory: to read the others would give them some. */
+static uint64_t next_used(const struct gmem_state *s, uint64_t page)
+{
+	off_t at = (off_t)(GMEM_STATE_HEADER_LEN + page * sizeof(uint32_t)), data = lseek(s->fd, at, SEEK_DATA);
+
+	if (data < 0)
+		return errno == ENXIO ? s->npages : page;
+	return data <= at ? page : ((uint64_t)data - GMEM_STATE_HEADER_LEN) / sizeof(uint32_t);
+}
+
+uint64_t gmem_state_next_poisoned(const struct gmem_state *s, uint64_t page, uint64_t end)
+{
+	bool first = true;
+
+	if (!atomic_load(&s->header->lost))
+		return end;
+	for (; page < end; page++, first = false) {
+		if (first || page % (GMEM_PAGE_SIZE / sizeof(uint32_t)) == 0)
+			page = next_used(s, page);
+		if (page < end && gmem_state_poisoned(s, page))
+			return page;
+	}
+	return end;
 }
 
 bool gmem_state_zero(struct gmem_state *s, uint64_t page)

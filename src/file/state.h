@@ -13,7 +13,8 @@
  *
  * A page lock of another generation belongs to a server that is dead (it was fenced before the generation was
  * raised): the page is unfilled, and nobody has seen its bytes, because it was never continued. A page that is
- * removed while it is locked is marked DOOMED; the holder of the lock drops it instead of publishing it.
+ * removed while it is locked is marked DOOMED; the holder of the lock drops it instead of publishing it. So does the
+ * holder of one that is poisoned meanwhile. Removing a poisoned page heals it.
  *
  * Behind the words is a bitmap with a bit a page: set, the page is not on the side (shared or private) that the file's
  * pages began on. Bits are changed under the file's invalidate lock, exclusive, and read without a lock. Behind that is
@@ -39,7 +40,7 @@
 #define GMEM_WORD_ABSENT 0x0u
 #define GMEM_WORD_UPTODATE 0x1u
 #define GMEM_WORD_REMOVED 0x2u
-#define GMEM_WORD_POISONED (1u << 2) /* with ABSENT */
+#define GMEM_WORD_POISONED (1u << 2) /* with ABSENT; with LOCKED too: it was filled when its memory failed */
 #define GMEM_WORD_LOCKED (1u << 3)
 #define GMEM_WORD_DOOMED (1u << 4) /* with LOCKED */
 #define GMEM_WORD_GEN_SHIFT 8
@@ -76,7 +77,7 @@ struct gmem_state_header {
 	uint32_t init_private; /* pages begin private */
 	uint32_t engine, flags; /* of the file: enum gmem_engine, GMEM_FILE_* */
 	_Atomic uint32_t uses; /* GMEM_USE_*, see gmem_state_claim() */
-	_Atomic uint32_t lost; /* gmem_state_lose() was called */
+	_Atomic uint32_t lost; /* some page is POISONED, or was: whoever maps or converts has to look for those */
 	_Atomic uint32_t exported; /* gmem_file_fd() was: there may be mappings that are no views */
 	_Atomic uint32_t peers; /* a bit each; see peer.h, as for what follows */
 	_Atomic uint32_t converting; /* odd: a conversion runs */
@@ -138,6 +139,11 @@ static inline uint32_t gmem_word_content(uint32_t word)
 static inline bool gmem_word_locked(uint32_t word, uint32_t generation)
 {
 	return (word & GMEM_WORD_LOCKED) && word >> GMEM_WORD_GEN_SHIFT == generation;
+}
+
+static inline bool gmem_state_poisoned(const struct gmem_state *s, uint64_t page)
+{
+	return gmem_state_word(s, page) & GMEM_WORD_POISONED;
 }
 
 /* Neither filled nor removed nor poisoned, whether or not somebody is at it. */
@@ -234,6 +240,10 @@ bool gmem_state_remove(struct gmem_state *s, uint64_t page);
 void gmem_state_fill(struct gmem_state *s, uint64_t page);
 /* The bytes of a page are gone for good, whatever it was; nobody else may be at it. */
 void gmem_state_lose(struct gmem_state *s, uint64_t page);
+/* So too, but somebody may be at it: who holds its lock will drop it, and it stays poisoned. */
+void gmem_state_fail(struct gmem_state *s, uint64_t page);
+/* The first poisoned page of [page, end); `end`: none. */
+uint64_t gmem_state_next_poisoned(const struct gmem_state *s, uint64_t page, uint64_t end);
 /* An ABSENT, never locked page known to be zero needs no bytes: REMOVED. False if it is anything else by now. */
 bool gmem_state_zero(struct gmem_state *s, uint64_t page);
 

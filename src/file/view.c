@@ -8,7 +8,7 @@
 #include "base/range.h"
 #include "file/file.h"
 
-/* From here on conversions know it; what is private already is marked before anybody has the address. */
+/* From here on conversions know it; what is private or poisoned already is marked before anybody has the address. */
 static int enlist(struct gmem_view *view)
 {
 	struct gmem_file *file = view->file;
@@ -17,6 +17,8 @@ static int enlist(struct gmem_view *view)
 	if (err)
 		return gmem_err_sys(err, "gmem_view_map: /proc/self/maps");
 	err = gmem_view_mark_private(view);
+	if (!err)
+		err = gmem_view_mark_all_lost(view);
 	if (err)
 		return gmem_err_prefix(err, "gmem_view_map");
 	err = gmem_peer_publish(view);

@@ -146,6 +146,9 @@ static int read_old(const struct populate *p, uint64_t off, char *old)
 {
 	int err = p->file->ops->read(p->file, off, old, GMEM_PAGE_SIZE);
 
+	/* The kernel says so first here. */
+	if (err == -EHWPOISON)
+		(void)gmem_file_poison_locked(p->file, off, GMEM_PAGE_SIZE);
 	return err ? gmem_err_sys(err, "gmem_populate: gfn 0x%llx", (unsigned long long)p->gfn) : 0;
 }
 
