@@ -62,7 +62,13 @@ static inline void check_refused(struct gmem_file *file, uint64_t page)
 	CHECK_ERR(gmem_file_read(file, page * P + 5, buf, 64), private ? -EACCES : -EHWPOISON);
 	CHECK_ERR(gmem_file_write(file, page * P + 5, buf, 64), private ? -EACCES : -EHWPOISON);
 	CHECK_EQ(gmem_file_page_state(file, page * P), GMEM_PAGE_POISONED);
-	CHECK(!gmem_file_has_memory(file, page * P, P));
+	/* Given up; or, of a large page that is in use, zeroed. */
+	if (gmem_file_engine(file) == GMEM_ENGINE_USER) {
+		char bytes[P];
+
+		CHECK_EQ(pread(gmem_file_fd(file), bytes, P, (off_t)(page * P)), (ssize_t)P);
+		CHECK(page_is_zero(bytes));
+	}
 }
 
 #endif
