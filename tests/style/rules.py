@@ -213,7 +213,7 @@ def the_table_of_ideas_is_true():
     for path, case in re.findall(r'`(tests/[\w.]+): (\w+)`', text):
         if not os.path.exists(os.path.join(SOURCE, path)):
             bad.append(f'docs/upstream.md: there is no {path}')
-        elif not re.search(r'^TEST(?:_TIMEOUT)?\(%s\b' % case, read(path), re.M):
+        elif not re.search(r'^(?:TEST(?:_TIMEOUT)?|CONTRACT)\(%s\b' % case, read(path), re.M):
             bad.append(f'docs/upstream.md: {path} has no case {case}')
     for names, path in re.findall(r'((?:`\w+\(\)`(?:, )?)+) in (src/[\w/]+\.[ch])', text):
         for name in re.findall(r'\w+', names):
