@@ -129,6 +129,16 @@ enum gmem_engine {
 #define GMEM_FILE_STRICT (1u << 1)
 /* The host never maps it, as a guest_memfd made without GUEST_MEMFD_FLAG_MMAP: gmem_view_map() is -ENODEV. */
 #define GMEM_FILE_NO_MMAP (1u << 2)
+/*
+ * Huge pages, user engine only; gmem_file(3), "Huge pages", says what that changes. HUGETLB: pages of 2 MiB, reserved
+ * at creation for the whole length (a multiple of 2 MiB), so that no touch finds none. Views, conversions and
+ * userfaults are by whole pages of 2 MiB then, all else by 4 KiB. Not with THP, nor with STRICT.
+ */
+#define GMEM_FILE_HUGETLB (1u << 3)
+/* Transparent huge pages by advice: MADV_HUGEPAGE on every mapping the library makes. Nothing else changes. */
+#define GMEM_FILE_THP (1u << 4)
+/* With HUGETLB: small pages with that advice, where the huge ones cannot be had. gmem_file_explain() says so. */
+#define GMEM_FILE_HUGE_FALLBACK (1u << 5)
 
 struct gmem_file_opts {
 	size_t size; /* sizeof(struct gmem_file_opts) */
@@ -145,7 +155,8 @@ struct gmem_file_opts {
  * Creates a file of `len` bytes (a multiple of 4 KiB, > 0). No memory is allocated until pages are touched. `opts`
  * may be NULL. -EINVAL (length, flags, needs, name), -ENOMEM, -EMFILE, -ENFILE. GMEM_ENGINE_KERNEL also: -EOPNOTSUPP
  * (flags, or something that is needed, that it has not got), and what /dev/kvm answers (-ENOENT, -EACCES, -ENOTTY,
- * -EINVAL: no guest_memfd of this kind). Returns an object the caller frees.
+ * -EINVAL: no guest_memfd of this kind). GMEM_FILE_HUGETLB also: -ENOMEM (too few huge pages: the text says how many,
+ * and what to type), -EOPNOTSUPP (a kernel without huge pages of 2 MiB). Returns an object the caller frees.
  */
 int gmem_file_create(uint64_t len, const struct gmem_file_opts *opts, struct gmem_file **ret);
 
@@ -169,6 +180,8 @@ int gmem_file_open(int fd, int state_fd, struct gmem_file **ret);
 void gmem_file_free(struct gmem_file *file);
 
 uint64_t gmem_file_size(const struct gmem_file *file);
+/* 4096; 2 MiB for a file of huge pages: what views, conversions and userfaults are multiples of. Any thread. */
+uint64_t gmem_file_page_size(const struct gmem_file *file);
 /*
  * The memory: a memfd, or a guest_memfd; borrowed. Once it has been asked for, in whatever process, each conversion to
  * private looks for mappings that are no views: see gmem_file_set_attributes().
@@ -217,8 +230,9 @@ pid_t gmem_file_want_fill(struct gmem_file *file);
 #define GMEM_ATTRIBUTE_PRIVATE (UINT64_C(1) << 3)
 
 /*
- * Converts [off, off + len) in place: to private with GMEM_ATTRIBUTE_PRIVATE, else to shared. Bytes are kept. All of it
- * or nothing; pages that are on that side already are left alone, absent ones convert too.
+ * Converts [off, off + len), multiples of gmem_file_page_size(), in place: to private with GMEM_ATTRIBUTE_PRIVATE, else
+ * to shared. Bytes are kept. All of it or nothing; pages that are on that side already are left alone, absent ones
+ * convert too.
  *
  * A private page can be reached by a guest and by gmem_populate() alone: touching it through a view is SIGBUS, in a
  * system call -EFAULT, gmem_file_read() and gmem_file_write() answer -EACCES; in every process that has the file open.
@@ -253,7 +267,8 @@ int gmem_file_unpin(struct gmem_file *file, uint64_t off, uint64_t len); /* -EIN
  * them. A page that is being filled is dropped by whoever fills it, before anybody sees it. A poisoned page is a good
  * one from then on, and this object's views show it as zero; where it was touched through a view that the object's own
  * pager does not serve, or one with GMEM_PAGER_REMOVE_DISCARDS, touching it stays SIGBUS. Private pages stay private,
- * and are zero to the guest. -EINVAL (alignment, len 0), -ERANGE (past the end).
+ * and are zero to the guest. Of huge pages a part keeps its memory, and whole ones stay reserved. -EINVAL (alignment, len
+ * 0), -ERANGE (past the end), -ENOMEM (huge pages that were given back and could not be reserved again).
  */
 int gmem_file_punch(struct gmem_file *file, uint64_t off, uint64_t len);
 
@@ -270,8 +285,8 @@ int gmem_file_fallocate(struct gmem_file *file, int mode, int64_t off, int64_t l
  * The memory of [off, off + len) has failed, and the bytes are gone: for who is told so, by SIGBUS with BUS_MCEERR_AO
  * or BUS_MCEERR_AR, say. Shared or private, pinned or not, the pages are poisoned when it returns: the library answers
  * -EHWPOISON for them, to a guest too (gmem_vcpu_exit()), and no conversion changes that; touching one through a view
- * is SIGBUS; no pager fills it. No byte from before is ever read again. gmem_file_punch() heals. What the library does
- * not know shows zeroes: views of other objects and processes that nobody serves, other mappings, and KVM's guests.
+ * is SIGBUS; no pager fills it. No byte from before is ever read again. A huge page fails as a whole. gmem_file_punch()
+ * heals. What the library does not know shows zeroes: views of other objects and processes that nobody serves, other mappings, and KVM's guests.
  *
  * -EINVAL (alignment, len 0), -ERANGE (past the end), -EIO (after fork(2)). Others say that the pages are poisoned, but
  * that a view could not be marked, and shows zeroes there: -EOPNOTSUPP (it is registered with a descriptor of the
@@ -295,7 +310,7 @@ int gmem_file_write(struct gmem_file *file, uint64_t off, const void *buf, size_
 struct gmem_view;
 
 /*
- * Maps [off, off + len) with `prot` (PROT_READ, PROT_WRITE). The answers are those of mmap(2) of the kernel's
+ * Maps [off, off + len) with `prot` (PROT_READ, PROT_WRITE); of huge pages, whole ones (-EINVAL). The answers are those of mmap(2) of the kernel's
  * guest_memfd: more than the file has is mapped, and SIGBUS where it is touched. -EINVAL, -ENOMEM, -EOVERFLOW (no file
  * has such an offset), -ENODEV (GMEM_FILE_NO_MMAP), -EMFILE, -ENFILE (a descriptor of /proc/self/maps, one a file),
  * -EBUSY (in a forked child, of a memory that has or had private pages; and where a child has a view, no page becomes
@@ -409,14 +424,15 @@ struct gmem_uffd_event {
 int gmem_uffd_read(struct gmem_uffd *uffd, struct gmem_uffd_event *events, unsigned int n);
 
 /*
- * UFFDIO_COPY: brings in the absent pages [off, off + len) with the bytes at `src`, of any alignment, maps them, and
- * lets their touchers go on. The source is read with no lock held, and may be memory that is itself served, by
- * another thread. Returns the bytes done, up to the first page that could not be, or, if that is the first: -EEXIST
- * (the page is in place: gmem_uffd_continue()), -EACCES (it is private; it was not touched), -EHWPOISON, -EFAULT (the
- * source is not there, or private), -ENOSPC, -ENOMEM (no memory for it), -EAGAIN (the address space is changing; the
- * page may be in place), -ENOENT (the view's memory was unmapped or mapped over). -EINVAL (alignment, len 0, a source
- * that wraps, another object's view), -ERANGE (outside the view). With -EEXIST, -EACCES and -EHWPOISON the page's
- * touchers are woken and meet what is there: an event of the page that it is now, or SIGBUS.
+ * UFFDIO_COPY: brings in the absent pages [off, off + len), multiples of gmem_file_page_size() as in the two functions
+ * below, with the bytes at `src`, of any alignment, maps them, and lets their touchers go on. The source is read with
+ * no lock held, and may be memory that is itself served, by another thread. Returns the bytes done, up to the first
+ * page that could not be, or, if that is the first: -EEXIST (the page is in place: gmem_uffd_continue()), -EACCES (it
+ * is private; it was not touched), -EHWPOISON, -EFAULT (the source is not there, or private), -ENOSPC, -ENOMEM (no
+ * memory for it), -EAGAIN (the address space is changing; the page may be in place), -ENOENT (the view's memory was
+ * unmapped or mapped over). -EINVAL (alignment, len 0, a source that wraps, another object's view), -ERANGE (outside
+ * the view). With -EEXIST, -EACCES and -EHWPOISON the page's touchers are woken and meet what is there: an event of the
+ * page that it is now, or SIGBUS.
  */
 int64_t gmem_uffd_copy(struct gmem_uffd *uffd, struct gmem_view *view, uint64_t off, const void *src, uint64_t len);
 
@@ -935,9 +951,9 @@ int gmem_keeper_create(const char *path, struct gmem_keeper **ret);
 void gmem_keeper_free(struct gmem_keeper *keeper);
 
 /*
- * Before gmem_keeper_run(), files first: up to 32 of them, each with the image region it is filled from (-EBUSY: one
- * that has private pages, or is some guest's); then the image, open for reading (gmem_image_fd(); duplicated) and by
- * name.
+ * Before gmem_keeper_run(), files first: up to 32 of them, each with the image region it is filled from (-EOPNOTSUPP:
+ * one of huge pages; -EBUSY: one that has private pages, or is some guest's); then the image, open for reading
+ * (gmem_image_fd(); duplicated) and by name.
  */
 int gmem_keeper_add_file(struct gmem_keeper *keeper, struct gmem_file *file, size_t image_region);
 int gmem_keeper_set_image(struct gmem_keeper *keeper, int image_fd, const char *path);

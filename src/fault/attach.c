@@ -177,6 +177,8 @@ int gmem_attach_view(int attach_fd, struct gmem_view *view)
 
 	if (view->use != GMEM_VIEW_PLAIN)
 		return gmem_err(-EBUSY, "gmem_attach_view: this view is registered already");
+	if (view->file->flags & GMEM_FILE_HUGETLB)
+		return gmem_err(-EOPNOTSUPP, "gmem_attach_view: keepers do not take files of huge pages");
 	gmem_rwlock_lock(&view->file->invalidate_lock);
 	err = gmem_check_servable(view, "gmem_attach_view");
 	gmem_rwlock_unlock(&view->file->invalidate_lock);

@@ -146,6 +146,8 @@ int gmem_keeper_add_file(struct gmem_keeper *keeper, struct gmem_file *file, siz
 
 	if (keeper->nfiles == GMEM_KEEPER_MAX_FILES)
 		return gmem_err(-ENOSPC, "gmem_keeper_add_file: %u files are the most", GMEM_KEEPER_MAX_FILES);
+	if (file->flags & GMEM_FILE_HUGETLB)
+		return gmem_err(-EOPNOTSUPP, "gmem_keeper_add_file: keepers do not take files of huge pages");
 	err = gmem_file_open_kept(file->fd, file->state.fd, &own);
 	if (err)
 		return gmem_err_prefix(err, "gmem_keeper_add_file");

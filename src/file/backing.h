@@ -17,4 +17,9 @@ int gmem_backing_insert(struct gmem_file *file, struct gmem_folio *folio);
 void gmem_backing_publish(struct gmem_file *file, struct gmem_folio *folio);
 void gmem_backing_remove(struct gmem_file *file, struct gmem_folio *folio);
 
+/* coarse.c: the same where memory comes by the large page, whatever part of it was brought in. */
+int gmem_unit_adopt(struct gmem_file *file, uint64_t off, uint32_t max);
+int gmem_unit_insert(struct gmem_file *file, struct gmem_folio *folio);
+void gmem_unit_remove(struct gmem_file *file, struct gmem_folio *folio);
+
 #endif

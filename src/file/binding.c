@@ -118,6 +118,7 @@ static char *map_window(struct gmem_file *file, struct gmem_file_own *own, bool 
 	if (at > p)
 		munmap(p, (size_t)(at - p));
 	munmap(at + file->len, (size_t)(p + room - at - file->len));
+	gmem_file_advise(file, at, file->len);
 	atomic_store(&own->window, at);
 	return at;
 }

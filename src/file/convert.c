@@ -64,17 +64,19 @@ static uint64_t first_pin(struct gmem_file *file, uint64_t first, uint64_t end)
 static int by_loss(struct gmem_view *view, uint64_t off, uint64_t len, each_view_fn fn, each_view_fn lost_fn)
 {
 	const struct gmem_state *state = &view->file->state;
+	uint64_t unit = view->file->page_size >> GMEM_PAGE_SHIFT;
 	uint64_t page = off >> GMEM_PAGE_SHIFT, end = (off + len) >> GMEM_PAGE_SHIFT;
 	int err = 0;
 
 	for (uint64_t to; page < end && !err; page = to) {
 		each_view_fn f = fn;
 
-		to = gmem_state_next_poisoned(state, page, end);
-		if (to == page) {
+		/* A huge page of which a part is lost is, to a view. */
+		to = gmem_state_next_poisoned(state, page, end) & ~(unit - 1);
+		if (to <= page) {
 			f = lost_fn;
-			while (to < end && gmem_state_poisoned(state, to))
-				to++;
+			for (to = page; to < end && gmem_state_next_poisoned(state, to, to + unit) < to + unit;)
+				to += unit;
 		}
 		err = f ? f(view, page << GMEM_PAGE_SHIFT, (to - page) << GMEM_PAGE_SHIFT) : 0;
 	}
@@ -327,8 +329,9 @@ static int check(const struct gmem_file *file, uint64_t off, uint64_t len, uint6
 	const char *what = attributes & ~GMEM_ATTRIBUTE_PRIVATE		      ? "unknown attributes" :
 			   !len || off + len < off			      ? "empty, or wraps" :
 			   !gmem_page_aligned(off) || !gmem_page_aligned(len) ? "not page-aligned" :
-			   !gmem_range_inside(off, len, file->len)	      ? "past the end" :
-										NULL;
+			   (off | len) & (file->page_size - 1)	   ? "not multiples of the file's huge pages of 2 MiB" :
+			   !gmem_range_inside(off, len, file->len) ? "past the end" :
+								     NULL;
 
 	return !what ? 0 :
 		       gmem_err(-EINVAL, "gmem_file_set_attributes: off 0x%llx, len 0x%llx, attributes 0x%llx: %s",

@@ -13,6 +13,7 @@
 
 #include "base/err.h"
 #include "file/file.h"
+#include "sys/hugepages.h"
 #include "sys/kvm.h"
 #include "sys/memfd.h"
 #include "sys/probe.h"
@@ -44,9 +45,15 @@ __attribute__((format(printf, 3, 4))) static void lack(struct lacks *l, int err,
 	va_end(ap);
 }
 
-const struct gmem_backing_ops *gmem_backing_of(enum gmem_engine engine)
+void gmem_file_set_backing(struct gmem_file *file)
 {
-	return engine == GMEM_ENGINE_KERNEL ? &gmem_guest_memfd_backing : &gmem_memfd_backing;
+	bool huge = file->flags & GMEM_FILE_HUGETLB;
+
+	file->page_size = huge ? GMEM_HUGE_SIZE : GMEM_PAGE_SIZE;
+	file->ops = file->engine == GMEM_ENGINE_KERNEL ? &gmem_guest_memfd_backing :
+		    huge			       ? &gmem_hugetlb_backing :
+		    file->flags & GMEM_FILE_COARSE     ? &gmem_coarse_memfd_backing :
+							 &gmem_memfd_backing;
 }
 
 /* A VM to make a guest_memfd of: the caller's, or a new one of the first type that there is. */
@@ -124,6 +131,8 @@ static void rule_out(const struct gmem_file *file, uint32_t needs, struct lacks 
 {
 	if (file->flags & GMEM_FILE_STRICT)
 		lack(l, -EOPNOTSUPP, "strict mode is the user engine's");
+	if (file->flags & (GMEM_FILE_HUGETLB | GMEM_FILE_THP))
+		lack(l, -EOPNOTSUPP, "huge pages are the user engine's");
 	if ((needs & GMEM_NEED_VCPU) && ((needs & GMEM_NEED_CONVERSION) || (file->flags & GMEM_FILE_INIT_PRIVATE)))
 		lack(l, -EOPNOTSUPP, "the kernel's private pages are out of reach of this library's own vCPUs");
 	if ((needs & GMEM_NEED_VCPU) && (file->flags & GMEM_FILE_NO_MMAP))
@@ -164,22 +173,30 @@ static int make_kernel(struct gmem_file *file, const struct gmem_file_opts *opts
 	return l->err;
 }
 
-static int make_user(struct gmem_file *file, const char *name)
+/* `note`: what there is to say of its pages, begins with "; " or is empty. */
+static int make_user(struct gmem_file *file, const char *name, char *note, size_t len)
 {
-	int fd = gmem_memfd_create(name, file->len);
+	int fd;
 
+	if (file->flags & GMEM_FILE_HUGETLB)
+		return gmem_hugetlb_make(file, name, note, len);
+	if (file->flags & GMEM_FILE_THP)
+		gmem_huge_note_advice(note, len);
+	fd = gmem_memfd_create(name, file->len);
 	if (fd < 0)
 		return gmem_err_sys(fd, "gmem_file_create: memory file of %llu bytes", (unsigned long long)file->len);
 	file->fd = fd;
+	if ((file->flags & GMEM_FILE_THP) || gmem_memfd_coarse(fd, file->len))
+		file->flags |= GMEM_FILE_COARSE;
 	return 0;
 }
 
 /* The engine, and why. */
-static int settle(struct gmem_file *file, enum gmem_engine engine, const char *why)
+static int settle(struct gmem_file *file, enum gmem_engine engine, const char *why, const char *note)
 {
 	file->engine = engine;
-	file->ops = gmem_backing_of(engine);
-	if (asprintf(&file->why, "%s engine: %s", engine == GMEM_ENGINE_KERNEL ? "kernel" : "user", why) >= 0)
+	gmem_file_set_backing(file);
+	if (asprintf(&file->why, "%s engine: %s%s", engine == GMEM_ENGINE_KERNEL ? "kernel" : "user", why, note) >= 0)
 		return 0;
 	file->why = NULL;
 	return gmem_err_sys(-ENOMEM, "gmem_file_create");
@@ -190,22 +207,23 @@ int gmem_engine_make(struct gmem_file *file, const struct gmem_file_opts *opts, 
 	enum gmem_engine wanted = opts ? opts->engine : GMEM_ENGINE_AUTO;
 	uint32_t asked = opts ? opts->needs : 0, needs = asked ? asked : NEED_ALL;
 	struct lacks l = { 0 };
+	char note[256] = "";
 	int err;
 
 	/* Who names the engine, and no needs, takes it as it is. */
 	if (wanted == GMEM_ENGINE_KERNEL && !asked)
 		needs = 0;
 	if (wanted != GMEM_ENGINE_USER && !make_kernel(file, opts, needs, &l))
-		return settle(file, GMEM_ENGINE_KERNEL,
-			      wanted == GMEM_ENGINE_KERNEL ? "asked for" :
-							     "the guest_memfd here has all that is needed");
+		return settle(
+			file, GMEM_ENGINE_KERNEL,
+			wanted == GMEM_ENGINE_KERNEL ? "asked for" : "the guest_memfd here has all that is needed", "");
 	if (wanted == GMEM_ENGINE_KERNEL)
 		return gmem_err(l.err, "gmem_file_create: kernel engine: %s", l.text);
 	if (asked & GMEM_NEED_KVM_SLOT)
 		return gmem_err(-EOPNOTSUPP, "gmem_file_create: KVM slots need the kernel engine%s%s",
 				wanted == GMEM_ENGINE_USER ? "" : ": ", l.text);
-	err = make_user(file, name);
+	err = make_user(file, name, note, sizeof(note));
 	if (err)
 		return err;
-	return settle(file, GMEM_ENGINE_USER, wanted == GMEM_ENGINE_USER ? "asked for" : l.text);
+	return settle(file, GMEM_ENGINE_USER, wanted == GMEM_ENGINE_USER ? "asked for" : l.text, note);
 }

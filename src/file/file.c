@@ -25,7 +25,8 @@ static int check_opts(uint64_t len, const struct gmem_file_opts *opts)
 		return 0;
 	if (!gmem_opts_valid(opts, opts->size, sizeof(*opts)))
 		return gmem_err(-EINVAL, "gmem_file_create: opts.size %zu: expected %zu", opts->size, sizeof(*opts));
-	if (opts->flags & ~(GMEM_FILE_INIT_PRIVATE | GMEM_FILE_STRICT | GMEM_FILE_NO_MMAP))
+	if (opts->flags & ~(GMEM_FILE_INIT_PRIVATE | GMEM_FILE_STRICT | GMEM_FILE_NO_MMAP | GMEM_FILE_HUGETLB |
+			    GMEM_FILE_THP | GMEM_FILE_HUGE_FALLBACK))
 		return gmem_err(-EINVAL, "gmem_file_create: flags 0x%x: unknown", opts->flags);
 	if (opts->needs &
 	    ~(GMEM_NEED_CONVERSION | GMEM_NEED_USERFAULT | GMEM_NEED_NUMA | GMEM_NEED_VCPU | GMEM_NEED_KVM_SLOT))
@@ -35,7 +36,7 @@ static int check_opts(uint64_t len, const struct gmem_file_opts *opts)
 	if (opts->name && (!*opts->name || strlen(opts->name) > MAX_NAME || strchr(opts->name, '/')))
 		return gmem_err(-EINVAL, "gmem_file_create: name \"%s\": empty, longer than %d or with a '/'",
 				opts->name, MAX_NAME);
-	return 0;
+	return gmem_hugetlb_check(len, opts->flags);
 }
 
 /* A page that children made by fork(2) find wiped; NULL: the kernel, or who plays it, does not do that. */
@@ -123,7 +124,7 @@ static int set_engine(struct gmem_file *file)
 		return gmem_err(-EINVAL, "gmem_file_open: engine %u: unknown", engine);
 	file->engine = engine;
 	file->flags = file->state.header->flags;
-	file->ops = gmem_backing_of(engine);
+	gmem_file_set_backing(file);
 	file->why = strdup(engine == GMEM_ENGINE_USER ? "user engine: its maker's choice" :
 							"kernel engine: its maker's choice");
 	return file->why ? 0 : gmem_err_sys(-ENOMEM, "gmem_file_open");
@@ -222,6 +223,7 @@ static void destroy(struct gmem_file *file)
 		free(s);
 	}
 	gmem_file_close_window(file);
+	gmem_hugetlb_destroy(file);
 	if (file->pins)
 		munmap(file->pins, (file->len >> GMEM_PAGE_SHIFT) * sizeof(uint32_t));
 	if (file->own)
@@ -261,6 +263,11 @@ void gmem_file_free(struct gmem_file *file)
 uint64_t gmem_file_size(const struct gmem_file *file)
 {
 	return file->len;
+}
+
+uint64_t gmem_file_page_size(const struct gmem_file *file)
+{
+	return file->page_size;
 }
 
 int gmem_file_fd(const struct gmem_file *file)

@@ -27,6 +27,7 @@ struct gmem_folio {
 	uint64_t off; /* of its first page */
 	uint32_t npages;
 	const void *data; /* the bytes to be, NULL for zeroes; borrowed, in memory that never faults */
+	bool fresh; /* huge pages: no part of them had memory before, set by insert */
 	uint32_t generation; /* of its page locks, set by insert */
 	uint32_t at,
 		len; /* of a folio of one page: `data` is these bytes of it, the others stay as they are; len 0: all */
@@ -154,7 +155,8 @@ struct gmem_file {
 	const struct gmem_backing_ops *ops; /* never changes */
 	struct gmem_state state;
 	uint64_t len;
-	uint32_t flags; /* GMEM_FILE_* */
+	uint64_t page_size; /* never changes: what is mapped, marked and converted as one. State words are of 4 KiB */
+	uint32_t flags; /* GMEM_FILE_*: what it is, which after a fall-back is not what was asked for */
 	enum gmem_engine engine; /* never changes, as what follows */
 	bool kernel_converts, kernel_userfaults; /* kernel engine: what it was found to have */
 	int kvm_vm; /* kernel engine, and made here: the VM of the guest_memfd; else -1 */
@@ -165,6 +167,7 @@ struct gmem_file {
 	struct gmem_file_own unwiped;
 	pid_t pid; /* of the process that made the object */
 	_Atomic uint32_t refs;
+	struct gmem_huge_lens *_Atomic lens; /* huge pages, hugetlb.c: what says which of them have memory */
 	_Atomic uint32_t *_Atomic pins; /* a count a page, NULL before the first pin */
 	struct gmem_view *views;
 	/* Guarded by the invalidate lock: see place.c. */
@@ -179,11 +182,16 @@ struct gmem_file {
 	struct gmem_round round; /* of who made it: the conversion that runs */
 };
 
-extern const struct gmem_backing_ops gmem_memfd_backing; /* user engine */
-extern const struct gmem_backing_ops gmem_guest_memfd_backing; /* kernel engine */
+/* In file->flags: small pages that may get memory by the large one, see coarse.c. Never the caller's. */
+#define GMEM_FILE_COARSE (1u << 31)
 
-/* The table of a file's engine. */
-const struct gmem_backing_ops *gmem_backing_of(enum gmem_engine engine);
+extern const struct gmem_backing_ops gmem_memfd_backing; /* user engine */
+extern const struct gmem_backing_ops gmem_coarse_memfd_backing; /* user engine, GMEM_FILE_COARSE */
+extern const struct gmem_backing_ops gmem_guest_memfd_backing; /* kernel engine */
+extern const struct gmem_backing_ops gmem_hugetlb_backing; /* user engine, GMEM_FILE_HUGETLB */
+
+/* Sets the table and the page size that go with a file's engine and flags. */
+void gmem_file_set_backing(struct gmem_file *file);
 
 /*
  * Chooses the engine for these options, with `file->len` and `file->flags` set, and makes the memory: sets the fields
@@ -255,6 +263,54 @@ static inline bool gmem_file_private(const struct gmem_file *file, uint64_t off)
 {
 	return gmem_state_private(&file->state, off >> GMEM_PAGE_SHIFT);
 }
+
+/* ---- hugetlb.c, unit.c: pages of page_size bytes */
+
+/* -EINVAL with text: flags of huge pages, or a length, that do not go together. */
+int gmem_hugetlb_check(uint64_t len, uint32_t flags);
+/*
+ * Makes a memory file of huge pages and reserves them; or, if there are none and file->flags allow it, one of small
+ * pages, and changes file->flags. Sets file->fd, and says in `note` what came of it. Text is left.
+ */
+int gmem_hugetlb_make(struct gmem_file *file, const char *name, char *note, size_t len);
+/* What huge pages by advice come to here. */
+void gmem_huge_note_advice(char *note, size_t len);
+/* Where the library maps all of a file of huge pages but in its window; NULL: nowhere. */
+char *gmem_hugetlb_lens_place(const struct gmem_file *file);
+/* With the file. */
+void gmem_hugetlb_destroy(struct gmem_file *file);
+/*
+ * Pages of [off, off + len) were punched, and with a huge page the kernel drops its markers: the host is kept out of
+ * what is private of them again, and of what it may have put there meanwhile. Invalidate lock held, exclusive.
+ */
+int gmem_hugetlb_mark_again(struct gmem_file *file, uint64_t off, uint64_t len);
+
+/* What the words of the page around `off`, of page_size bytes, say together. May be old without the page locks. */
+enum gmem_unit {
+	GMEM_UNIT_IN_PLACE, /* all of it: it may be mapped */
+	GMEM_UNIT_PART, /* some of it is in place, or removed, and some absent */
+	GMEM_UNIT_ABSENT, /* all of it */
+	GMEM_UNIT_BUSY, /* somebody is bringing a part of it in */
+	GMEM_UNIT_LOST, /* a part is poisoned: it is never mapped again */
+};
+enum gmem_unit gmem_file_unit(const struct gmem_file *file, uint64_t off);
+
+/*
+ * The absent page has memory, perhaps, for no better reason than that a neighbour was brought in: it says nothing of a
+ * mapping's having put bytes there.
+ */
+bool gmem_file_vague(const struct gmem_file *file, uint64_t off);
+
+static inline uint64_t gmem_file_unit_off(const struct gmem_file *file, uint64_t off)
+{
+	return off & ~(file->page_size - 1);
+}
+
+/* -EINVAL with text: not a multiple of page_size, which is what this call takes. */
+int gmem_file_check_units(const struct gmem_file *file, const char *who, uint64_t off, uint64_t len);
+
+/* Advice for a mapping of the file, if it is of huge pages by advice. */
+void gmem_file_advise(const struct gmem_file *file, void *addr, uint64_t len);
 
 /* ---- binding.c: second stages */
 

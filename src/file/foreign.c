@@ -77,7 +77,7 @@ static uint64_t known_until(uint64_t hva, uint64_t off, uint64_t len, uint64_t a
 /* The end of the view or window that shows the page `off` at `hva`; 0: it is none. */
 static uint64_t known(const struct look *l, uint64_t hva, uint64_t off)
 {
-	const char *window = gmem_file_window_place(l->file);
+	const char *window = gmem_file_window_place(l->file), *lens = gmem_hugetlb_lens_place(l->file);
 	uint64_t end = 0;
 
 	if (!l->pid) {
@@ -85,6 +85,8 @@ static uint64_t known(const struct look *l, uint64_t hva, uint64_t off)
 			end = known_until((uint64_t)(uintptr_t)v->addr, v->off, v->len, hva, off);
 		if (!end && window)
 			end = known_until((uint64_t)(uintptr_t)window, 0, l->file->len, hva, off);
+		if (!end && lens)
+			end = known_until((uint64_t)(uintptr_t)lens, 0, l->file->len, hva, off);
 	}
 	for (unsigned int n = 0; n < GMEM_STATE_MAX_PEERS; n++) {
 		const struct gmem_peer_page *page = gmem_peer_page(&l->file->state, n);

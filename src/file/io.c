@@ -37,6 +37,11 @@ int gmem_file_punch(struct gmem_file *file, uint64_t off, uint64_t len)
 	err = file->ops->punch(file, off, len);
 	if (!err)
 		gmem_file_heal_locked(file, off, len);
+	if (file->page_size > GMEM_PAGE_SIZE) {
+		int marked = gmem_hugetlb_mark_again(file, off, len);
+
+		err = err ? err : marked;
+	}
 	gmem_file_invalidate_end(file, off, len);
 	gmem_rwlock_unlock(&file->invalidate_lock);
 	if (err)

@@ -38,13 +38,14 @@ int gmem_view_open_uffd(struct gmem_view *view)
 	const uint64_t features = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM |
 				  UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
 				  UFFD_FEATURE_POISON;
+	const uint64_t huge = UFFD_FEATURE_MISSING_HUGETLBFS | UFFD_FEATURE_MINOR_HUGETLBFS;
 	bool user_mode_only = false;
 	int fd;
 
 	if (view->uffd >= 0)
 		return 0;
 	/* Markers work through a user-mode-only one as well. */
-	fd = gmem_sys_uffd_open(features, &user_mode_only);
+	fd = gmem_sys_uffd_open(view->file->page_size > GMEM_PAGE_SIZE ? features | huge : features, &user_mode_only);
 	if (fd < 0)
 		return fd;
 	view->uffd = fd;
@@ -188,7 +189,7 @@ static int put_markers(const struct gmem_view *view, uint64_t *off, uint64_t end
 				break;
 			}
 			/* Touched, and with it most likely others: once. Or touched since: that page. */
-			err = gmem_sys_zap(gmem_view_at(view, *off), zapped ? GMEM_PAGE_SIZE : end - *off);
+			err = gmem_sys_zap(gmem_view_at(view, *off), zapped ? view->file->page_size : end - *off);
 			if (err)
 				return err;
 			zapped = true;
@@ -220,8 +221,8 @@ static int mark_piece_or_keep(struct gmem_view *view, const struct gmem_piece *p
 			err = put_markers(view, &off, end, keep);
 	}
 	/* Several mappings all the same, where nobody can look. */
-	if (err == -ENOENT && end - off > GMEM_PAGE_SIZE) {
-		struct gmem_piece half = { .off = off, .len = gmem_page_round_down((end - off) / 2) };
+	if (err == -ENOENT && end - off > view->file->page_size) {
+		struct gmem_piece half = { .off = off, .len = gmem_file_unit_off(view->file, (end - off) / 2) };
 
 		err = mark_piece_or_keep(view, &half, keep);
 		if (err)
@@ -405,11 +406,13 @@ void gmem_view_unmark_lost(struct gmem_view *view)
  */
 static void forget_registration(struct gmem_view *view, uint64_t off, uint64_t len)
 {
-	for (uint64_t end = off + len, to; off < end; off = to) {
-		bool present = view->file->ops->present(view->file, off);
+	const struct gmem_file *file = view->file;
 
-		for (to = off + GMEM_PAGE_SIZE; to < end; to += GMEM_PAGE_SIZE)
-			if (view->file->ops->present(view->file, to) != present)
+	for (uint64_t end = off + len, to; off < end; off = to) {
+		bool present = gmem_file_unit(file, off) == GMEM_UNIT_IN_PLACE;
+
+		for (to = off + file->page_size; to < end; to += file->page_size)
+			if ((gmem_file_unit(file, to) == GMEM_UNIT_IN_PLACE) != present)
 				break;
 		if (present)
 			gmem_sys_uffd_unregister(view->uffd, (uint64_t)(uintptr_t)gmem_view_at(view, off), to - off);
@@ -430,7 +433,7 @@ static int forget_piece(struct gmem_view *view, const struct gmem_piece *piece)
 static bool continue_page(const struct gmem_view *view, uint64_t off)
 {
 	uint64_t done;
-	int err = gmem_sys_uffd_continue(view->uffd, hva_of(view, off), GMEM_PAGE_SIZE, &done);
+	int err = gmem_sys_uffd_continue(view->uffd, hva_of(view, off), view->file->page_size, &done);
 
 	return !err || err == -EEXIST;
 }
@@ -460,7 +463,7 @@ int gmem_view_unmark(struct gmem_view *view, uint64_t off, uint64_t len)
 		return each_own_piece(view, off, len, forget_piece);
 	if (view->private_events)
 		return each_own_piece(view, off, len, zap_piece);
-	if (view->use == GMEM_VIEW_PLAIN && len == GMEM_PAGE_SIZE && continue_page(view, off))
+	if (view->use == GMEM_VIEW_PLAIN && len == view->file->page_size && continue_page(view, off))
 		return 0;
 	return surely_own(view, off, len) ? zap_piece(view, &whole) : each_own_piece(view, off, len, zap_piece);
 }

@@ -74,3 +74,20 @@ const struct gmem_backing_ops gmem_memfd_backing = {
 	.next_data = next_data,
 	.next_hole = next_hole,
 };
+
+const struct gmem_backing_ops gmem_coarse_memfd_backing = {
+	.can_userfault = can_userfault,
+	.present = gmem_backing_present,
+	.lookup = gmem_backing_lookup,
+	.adopt = gmem_unit_adopt,
+	.alloc = gmem_backing_alloc,
+	.insert = gmem_unit_insert,
+	.publish = gmem_backing_publish,
+	.remove = gmem_unit_remove,
+	.read = read_bytes,
+	.write = write_bytes,
+	.allocate = allocate,
+	.punch = punch,
+	.next_data = next_data,
+	.next_hole = next_hole,
+};

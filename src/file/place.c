@@ -133,8 +133,9 @@ static bool shows_at(const struct gmem_view *view, uint64_t hva, uint64_t off)
 static uint64_t known_to(const struct gmem_file *file, const struct gmem_view *also, uint64_t hva, uint64_t off)
 {
 	uint64_t window = (uint64_t)(uintptr_t)gmem_file_window_place(file);
+	uint64_t lens = (uint64_t)(uintptr_t)gmem_hugetlb_lens_place(file);
 
-	if (window && hva == window + off)
+	if ((window && hva == window + off) || (lens && hva == lens + off))
 		return file->len;
 	if (shows_at(also, hva, off))
 		return also->off + also->len;

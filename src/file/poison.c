@@ -13,10 +13,23 @@
 #include "base/range.h"
 #include "file/file.h"
 
+/* Pages of 4 KiB that a view maps, and that fail, together: 512 of a huge page. */
+static uint64_t unit_pages(const struct gmem_file *file)
+{
+	return file->page_size >> GMEM_PAGE_SHIFT;
+}
+
+static bool unit_lost(const struct gmem_file *file, uint64_t page)
+{
+	uint64_t end = page + unit_pages(file);
+
+	return gmem_state_next_poisoned(&file->state, page, end) < end;
+}
+
 /* What is mapped of the page may go: it is not a mark. */
 static bool fresh(const struct gmem_file *file, uint64_t page)
 {
-	return !gmem_state_private(&file->state, page) && !gmem_state_poisoned(&file->state, page);
+	return !gmem_state_private(&file->state, page) && !unit_lost(file, page);
 }
 
 static int mark_run(struct gmem_file *file, uint64_t off, uint64_t len, bool is_fresh)
@@ -36,14 +49,15 @@ static int mark_run(struct gmem_file *file, uint64_t off, uint64_t len, bool is_
 /* All that can be marked is. */
 static int mark_views(struct gmem_file *file, uint64_t page, uint64_t end)
 {
+	uint64_t unit = unit_pages(file);
 	int ret = 0;
 
 	for (uint64_t to; file->views && page < end; page = to) {
 		bool is_fresh = fresh(file, page);
 		int err;
 
-		for (to = page + 1; to < end && fresh(file, to) == is_fresh;)
-			to++;
+		for (to = page + unit; to < end && fresh(file, to) == is_fresh;)
+			to += unit;
 		err = mark_run(file, page << GMEM_PAGE_SHIFT, (to - page) << GMEM_PAGE_SHIFT, is_fresh);
 		if (!ret)
 			ret = err;
@@ -54,15 +68,15 @@ static int mark_views(struct gmem_file *file, uint64_t page, uint64_t end)
 int gmem_view_mark_all_lost(struct gmem_view *view)
 {
 	const struct gmem_state *state = &view->file->state;
-	uint64_t page = view->off >> GMEM_PAGE_SHIFT, end;
+	uint64_t page = view->off >> GMEM_PAGE_SHIFT, end, unit = unit_pages(view->file);
 	int err = 0;
 
 	end = gmem_min_u64((view->off + view->len) >> GMEM_PAGE_SHIFT, state->npages);
 	while (!err && (page = gmem_state_next_poisoned(state, page, end)) < end) {
-		uint64_t first = page;
+		uint64_t first = page & ~(unit - 1);
 
-		while (page < end && gmem_state_poisoned(state, page))
-			page++;
+		for (page = first; page < end && unit_lost(view->file, page);)
+			page += unit;
 		err = gmem_view_mark_lost(view, first << GMEM_PAGE_SHIFT, (page - first) << GMEM_PAGE_SHIFT, false);
 	}
 	return err;
@@ -70,9 +84,14 @@ int gmem_view_mark_all_lost(struct gmem_view *view)
 
 int gmem_file_poison_locked(struct gmem_file *file, uint64_t off, uint64_t len)
 {
-	uint64_t first = off >> GMEM_PAGE_SHIFT, end = (off + len) >> GMEM_PAGE_SHIFT;
+	uint64_t first, end, mask = file->page_size - 1;
 	int err, punched;
 
+	/* A huge page fails as a whole. */
+	len = ((off + len + mask) & ~mask) - (off & ~mask);
+	off &= ~mask;
+	first = off >> GMEM_PAGE_SHIFT;
+	end = (off + len) >> GMEM_PAGE_SHIFT;
 	gmem_lockcheck_assert_held(GMEM_LOCK_INVALIDATE, &file->invalidate_lock);
 	gmem_file_invalidate_begin(file, off, len, GMEM_SIDE_SHARED | GMEM_SIDE_PRIVATE);
 	err = mark_views(file, first, end);
@@ -118,6 +137,20 @@ static void let_in(struct gmem_file *file, uint64_t page, uint64_t end)
 	}
 }
 
+/* The same, of what has no lost page left. */
+static void let_in_units(struct gmem_file *file, uint64_t page, uint64_t end)
+{
+	uint64_t unit = unit_pages(file);
+
+	if (unit == 1) {
+		let_in(file, page, end);
+		return;
+	}
+	for (page &= ~(unit - 1); page < end; page += unit)
+		if (!unit_lost(file, page))
+			let_in(file, page, page + unit);
+}
+
 void gmem_file_heal_locked(struct gmem_file *file, uint64_t off, uint64_t len)
 {
 	const struct gmem_state *state = &file->state;
@@ -128,6 +161,6 @@ void gmem_file_heal_locked(struct gmem_file *file, uint64_t off, uint64_t len)
 
 		for (; page < side_end && gmem_state_poisoned(state, page); page++)
 			gmem_state_remove(&file->state, page);
-		let_in(file, first, page);
+		let_in_units(file, first, page);
 	}
 }

@@ -7,6 +7,7 @@
 #include "base/err.h"
 #include "base/range.h"
 #include "file/file.h"
+#include "sys/hugepages.h"
 
 /* From here on conversions know it; what is private or poisoned already is marked before anybody has the address. */
 static int enlist(struct gmem_view *view)
@@ -29,6 +30,24 @@ static int enlist(struct gmem_view *view)
 	return 0;
 }
 
+/*
+ * With huge pages by advice, a place where one of the file can be mapped as one; else, or if it is taken before it is
+ * used, wherever the kernel likes. Huge pages proper the kernel places itself.
+ */
+static void *place_for(const struct gmem_file *file, uint64_t off, uint64_t len)
+{
+	const uint64_t mask = GMEM_HUGE_SIZE - 1;
+	char *p;
+
+	if (!(file->flags & GMEM_FILE_THP) || len < GMEM_HUGE_SIZE)
+		return NULL;
+	p = mmap(NULL, len + GMEM_HUGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (p == MAP_FAILED)
+		return NULL;
+	munmap(p, len + GMEM_HUGE_SIZE);
+	return p + ((off - (uint64_t)(uintptr_t)p) & mask);
+}
+
 /* With the lock: who looks for mappings that are no views (foreign.c) finds none that is about to be one. */
 static int map_locked(struct gmem_view *view)
 {
@@ -37,8 +56,8 @@ static int map_locked(struct gmem_view *view)
 	uint64_t len = view->len;
 	int err;
 
-	view->addr =
-		mmap(NULL, len, never ? PROT_NONE : view->prot, MAP_SHARED | MAP_NORESERVE, file->fd, (off_t)view->off);
+	view->addr = mmap(place_for(file, view->off, len), len, never ? PROT_NONE : view->prot,
+			  MAP_SHARED | MAP_NORESERVE, file->fd, (off_t)view->off);
 	if (view->addr == MAP_FAILED)
 		return gmem_err_sys(-errno, "gmem_view_map: %llu bytes at 0x%llx", (unsigned long long)len,
 				    (unsigned long long)view->off);
@@ -49,6 +68,8 @@ static int map_locked(struct gmem_view *view)
 		err = gmem_err_sys(-errno, "gmem_view_map: MADV_DONTFORK");
 	else
 		err = enlist(view);
+	if (!err)
+		gmem_file_advise(file, view->addr, len);
 	if (err)
 		munmap(view->addr, len);
 	return err;
@@ -65,9 +86,14 @@ static void forget(struct gmem_view *view)
 /* What mmap(2) says of offset, length and address space it is left to say. */
 static int check_map(struct gmem_file *file, uint64_t off, uint64_t len, int prot)
 {
+	int err;
+
 	if (!len || !gmem_page_aligned(off) || !gmem_page_aligned(len))
 		return gmem_err(-EINVAL, "gmem_view_map: off 0x%llx, len 0x%llx: not multiples of %u, or empty",
 				(unsigned long long)off, (unsigned long long)len, GMEM_PAGE_SIZE);
+	err = gmem_file_check_units(file, "gmem_view_map", off, len);
+	if (err)
+		return err;
 	if (prot & ~(PROT_READ | PROT_WRITE))
 		return gmem_err(-EINVAL, "gmem_view_map: prot 0x%x: only PROT_READ and PROT_WRITE", (unsigned int)prot);
 	/* Who converts pages knows nothing of the views of a forked child. */

@@ -50,6 +50,11 @@ int gmem_sys_get_mempolicy(int *mode, unsigned long *mask, unsigned long maxnode
 	return result(syscall(__NR_get_mempolicy, mode, mask, maxnode, addr, flags));
 }
 
+int gmem_sys_set_mempolicy(int mode, const unsigned long *mask, unsigned long maxnode)
+{
+	return result(syscall(__NR_set_mempolicy, mode, mask, maxnode));
+}
+
 ssize_t gmem_sys_self_read(void *to, const void *from, size_t len)
 {
 	struct iovec local = { .iov_base = to, .iov_len = len };

@@ -19,6 +19,7 @@ int gmem_sys_userfaultfd(int flags);
 int gmem_sys_mbind(void *addr, size_t len, int mode, const unsigned long *mask, unsigned long maxnode,
 		   unsigned int flags);
 int gmem_sys_get_mempolicy(int *mode, unsigned long *mask, unsigned long maxnode, void *addr, unsigned long flags);
+int gmem_sys_set_mempolicy(int mode, const unsigned long *mask, unsigned long maxnode); /* the thread's */
 
 /* process_vm_readv(2) on ourselves. */
 ssize_t gmem_sys_self_read(void *to, const void *from, size_t len);

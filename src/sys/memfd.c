@@ -3,18 +3,20 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
+#include "sys/hugepages.h"
 #include "sys/uapi.h"
 
-int gmem_memfd_create(const char *name, uint64_t len)
+static int create(const char *name, uint64_t len, unsigned int flags)
 {
 	int fd, err;
 
 	/* Kernels before 6.3 do not know MFD_NOEXEC_SEAL. */
-	fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
+	fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL | flags);
 	if (fd < 0 && errno == EINVAL)
-		fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+		fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | flags);
 	if (fd < 0)
 		return -errno;
 	if (ftruncate(fd, (off_t)len) || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)) {
@@ -23,6 +25,38 @@ int gmem_memfd_create(const char *name, uint64_t len)
 		return err;
 	}
 	return fd;
+}
+
+int gmem_memfd_create(const char *name, uint64_t len)
+{
+	return create(name, len, 0);
+}
+
+int gmem_memfd_create_huge(const char *name, uint64_t len)
+{
+	return create(name, len, MFD_HUGETLB | (unsigned int)GMEM_HUGE_SHIFT << MFD_HUGE_SHIFT);
+}
+
+bool gmem_memfd_coarse(int fd, uint64_t len)
+{
+	off_t hole;
+
+	if (pwrite(fd, "", 1, 0) != 1)
+		return false;
+	hole = lseek(fd, 0, SEEK_HOLE);
+	(void)gmem_memfd_punch(fd, 0, len < GMEM_HUGE_SIZE ? len : GMEM_HUGE_SIZE);
+	return hole > sysconf(_SC_PAGESIZE);
+}
+
+/* What a shared mapping reserves is the file's, and stays when the mapping goes. */
+int gmem_memfd_reserve(int fd, uint64_t off, uint64_t len)
+{
+	void *p = mmap(NULL, len, PROT_NONE, MAP_SHARED, fd, (off_t)off);
+
+	if (p == MAP_FAILED)
+		return -errno;
+	munmap(p, len);
+	return 0;
 }
 
 /*

@@ -3,6 +3,7 @@
 #ifndef GMEM_SYS_MEMFD_H
 #define GMEM_SYS_MEMFD_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -12,6 +13,18 @@
  * (close-on-exec) or negative errno.
  */
 int gmem_memfd_create(const char *name, uint64_t len);
+
+/* As gmem_memfd_create(), of huge pages of 2 MiB, none reserved. -ENODEV, -EINVAL: there are none of that size here. */
+int gmem_memfd_create_huge(const char *name, uint64_t len);
+
+/*
+ * Does one byte that is written to this file, of which nothing has memory yet, give memory to more than its page? So it
+ * is where shmem_enabled is set to "always" or "within_size". Found by doing it and undoing it.
+ */
+bool gmem_memfd_coarse(int fd, uint64_t len);
+
+/* Reserves the huge pages of the range that are neither there nor reserved. All or none: -ENOMEM. */
+int gmem_memfd_reserve(int fd, uint64_t off, uint64_t len);
 
 int gmem_memfd_punch(int fd, uint64_t off, uint64_t len);
 
