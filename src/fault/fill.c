@@ -138,8 +138,8 @@ static int let_go(struct gmem_pager_region *region, uint64_t from, uint64_t to)
 		return 0;
 	err = gmem_sys_uffd_unregister(region->uffd, region->hva + (from - region->off), to - from);
 	/* Something that takes no userfaults is mapped in the middle by now: go round it. */
-	if (err == -EINVAL && to - from > GMEM_PAGE_SIZE) {
-		uint64_t mid = from + gmem_page_round_down((to - from) / 2);
+	if (err == -EINVAL && to - from > region->file->page_size) {
+		uint64_t mid = from + gmem_file_unit_off(region->file, (to - from) / 2);
 
 		err = let_go(region, from, mid);
 		return err ? err : let_go(region, mid, to);
@@ -157,21 +157,21 @@ static int let_go(struct gmem_pager_region *region, uint64_t from, uint64_t to)
 static int64_t let_go_region(struct gmem_pager_region *region)
 {
 	const struct gmem_file *file = region->file;
-	uint64_t end = region->off + region->len, from = region->off, off;
+	uint64_t end = region->off + region->len, from = region->off, unit = file->page_size, off;
 	int64_t kept = 0;
 	int err;
 
-	for (off = from; off < end; off += GMEM_PAGE_SIZE) {
-		bool present = file->ops->present(file, off);
+	for (off = from; off < end; off += unit) {
+		bool present = gmem_file_unit(file, off) == GMEM_UNIT_IN_PLACE;
 
 		if (present && !gmem_file_private(file, off))
 			continue;
 		err = let_go(region, from, off);
 		if (err)
 			return err;
-		from = off + GMEM_PAGE_SIZE;
+		from = off + unit;
 		if (!present)
-			kept++;
+			kept += (int64_t)(unit >> GMEM_PAGE_SHIFT);
 	}
 	err = let_go(region, from, end);
 	return err ? err : kept;

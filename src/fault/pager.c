@@ -199,6 +199,8 @@ void gmem_pager_free(struct gmem_pager *pager)
 
 static int check_region(const struct gmem_region *region)
 {
+	int err;
+
 	if (!gmem_opts_valid(region, region->size, sizeof(*region)))
 		return gmem_err(-EINVAL, "gmem_pager_add_region: size %zu: expected %zu", region->size,
 				sizeof(*region));
@@ -208,7 +210,13 @@ static int check_region(const struct gmem_region *region)
 	    region->hva + region->len < region->hva || region->source_off + region->len < region->source_off)
 		return gmem_err(-EINVAL, "gmem_pager_add_region: hva 0x%llx, source_off 0x%llx: not aligned, or wraps",
 				(unsigned long long)region->hva, (unsigned long long)region->source_off);
-	return gmem_file_check_range(region->file, "gmem_pager_add_region", region->off, region->len);
+	err = gmem_file_check_range(region->file, "gmem_pager_add_region", region->off, region->len);
+	if (!err)
+		err = gmem_file_check_units(region->file, "gmem_pager_add_region", region->off, region->len);
+	if (!err && (region->hva & (region->file->page_size - 1)))
+		err = gmem_err(-EINVAL, "gmem_pager_add_region: hva 0x%llx: not a multiple of the file's pages of %llu",
+			       (unsigned long long)region->hva, (unsigned long long)region->file->page_size);
+	return err;
 }
 
 /*

@@ -114,6 +114,20 @@ void gmem_pager_report(struct gmem_pager *pager, enum gmem_pager_event_kind kind
 int gmem_resolver_init(struct gmem_resolver *r, struct gmem_pager *pager, uint32_t max_pages);
 void gmem_resolver_destroy(struct gmem_resolver *r);
 
+/*
+ * map.c. Lets the touchers of pages in place go on. A private page is never mapped: who touched it before it was
+ * converted wakes, and meets the marker. Whole pages of the file's page size, invalidate lock held shared. -EAGAIN: the
+ * address space is changing, come again.
+ */
+int gmem_resolve_map(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t off, uint64_t len);
+/* A marker in the toucher's address space, for the page around `off`: SIGBUS. The toucher wakes and dies by it. */
+int gmem_resolve_mark_poisoned(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t off);
+
+static inline void gmem_pager_count(_Atomic uint64_t *counter, uint64_t n)
+{
+	atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
+}
+
 /* queue.c */
 void gmem_pager_enqueue(struct gmem_pager *pager, const struct gmem_fault *faults, uint32_t n);
 bool gmem_pager_dequeue(struct gmem_pager *pager, struct gmem_fault *ret); /* waits; false when the pager stops */

@@ -16,7 +16,6 @@
 #include "base/range.h"
 #include "fault/pager.h"
 #include "source/source.h"
-#include "sys/uffd.h"
 
 int gmem_resolver_init(struct gmem_resolver *r, struct gmem_pager *pager, uint32_t max_pages)
 {
@@ -56,11 +55,6 @@ void gmem_pager_report(struct gmem_pager *pager, enum gmem_pager_event_kind kind
 	pthread_mutex_unlock(&pager->event_m);
 }
 
-static void count(_Atomic uint64_t *counter, uint64_t n)
-{
-	atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
-}
-
 static bool lock_file(struct gmem_resolver *r, struct gmem_file *file)
 {
 	if (r->nowait)
@@ -79,116 +73,6 @@ static int region_gone(struct gmem_resolver *r, struct gmem_pager_region *region
 		gmem_pager_report(r->pager, GMEM_PAGER_GONE, 0, "the process whose memory it is has ended", region,
 				  region->off, region->len);
 	return -ESRCH;
-}
-
-/* A marker in the toucher's address space: SIGBUS. The toucher wakes and dies by it. */
-static int mark_poisoned(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t off)
-{
-	uint64_t hva = region->hva + (off - region->off), done;
-	int err = gmem_sys_uffd_poison(region->uffd, hva, GMEM_PAGE_SIZE, true, &done);
-
-	switch (err) {
-	case -EEXIST:
-		/*
-		 * Marked meanwhile; a toucher that came before the marker, and queued after its wake-up, still
-		 * sleeps.
-		 */
-	case -ENOENT:
-		/* Unmapped: its toucher meets what is there now. */
-		gmem_sys_uffd_wake(region->uffd, hva, GMEM_PAGE_SIZE);
-		return 0;
-	case 0:
-		return 0;
-	case -ESRCH:
-		return -ESRCH;
-	case -EINVAL:
-		/* No markers in this kernel: better a toucher that waits for ever than one that reads wrong bytes. */
-		return 0;
-	default:
-		return -EAGAIN;
-	}
-}
-
-/* Where the pages end that are on the side of the one at `off`. */
-static uint64_t side_end(const struct gmem_pager_region *region, uint64_t off, uint64_t end)
-{
-	return gmem_state_side_end(&region->file->state, off >> GMEM_PAGE_SHIFT, end >> GMEM_PAGE_SHIFT)
-	       << GMEM_PAGE_SHIFT;
-}
-
-/*
- * Lets the touchers of pages in place go on. A private page is never mapped: who touched it before it was converted
- * wakes, and meets the marker. Invalidate lock held shared. -EAGAIN: the address space is changing, come again.
- */
-static int map_run(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t off, uint64_t len)
-{
-	uint64_t end = off + len, most = len, backed = UINT64_MAX;
-
-	while (off < end) {
-		uint64_t hva = region->hva + (off - region->off), done, to = side_end(region, off, end);
-		int err;
-
-		if (gmem_file_private(region->file, off)) {
-			gmem_sys_uffd_wake(region->uffd, hva, to - off);
-			off = to;
-			continue;
-		}
-		err = gmem_sys_uffd_continue(region->uffd, hva, gmem_min_u64(to - off, most), &done);
-
-		off += done;
-		switch (err) {
-		case 0:
-			break;
-		case -EEXIST:
-			/* Mapped meanwhile; a toucher that came before the mapping may still sleep. */
-			count(&r->pager->c.retries, 1);
-			gmem_sys_uffd_wake(region->uffd, hva + done, GMEM_PAGE_SIZE);
-			off += GMEM_PAGE_SIZE;
-			break;
-		case -EFAULT:
-			/* In place, and no memory: zero, because it was known to be or because it was dropped since. */
-			if (backed == off) /* punched again at once, or another file is mapped there by now */
-				return -EAGAIN;
-			backed = off;
-			count(&r->pager->c.zero_pages, 1);
-			err = gmem_file_back(region->file, off, to - off);
-			if (err)
-				return err;
-			break;
-		case -EAGAIN:
-			count(&r->pager->c.retries, 1);
-			if (done)
-				break;
-			return -EAGAIN;
-		case -EIO: {
-			/* The kernel lost the page to a memory error. */
-			int marked;
-
-			gmem_state_fail(&region->file->state, off >> GMEM_PAGE_SHIFT);
-			marked = mark_poisoned(r, region, off);
-
-			if (marked)
-				return marked;
-			off += GMEM_PAGE_SIZE;
-			break;
-		}
-		case -ENOENT:
-			/*
-			 * A border inside the run, where the program has split its mapping (mprotect, madvise): page
-			 * by page. One page: it was unmapped, and its toucher must wake to meet what is there now.
-			 */
-			if (most > GMEM_PAGE_SIZE) {
-				most = GMEM_PAGE_SIZE;
-			} else {
-				gmem_sys_uffd_wake(region->uffd, hva, GMEM_PAGE_SIZE);
-				off += GMEM_PAGE_SIZE;
-			}
-			break;
-		default:
-			return err;
-		}
-	}
-	return 0;
 }
 
 /* ---- how much to bring in */
@@ -283,13 +167,13 @@ static int fetch(struct gmem_resolver *r, struct gmem_pager_region *region, uint
 			      gmem_source_read(region->source, source_off(region, from), r->staging, to - from);
 
 	if (!err)
-		count(&r->pager->c.read_bytes, to - from);
+		gmem_pager_count(&r->pager->c.read_bytes, to - from);
 	return err;
 }
 
 /*
- * Inserts, publishes and maps [from, to), staged or zero. Pages that somebody else has brought in meanwhile are
- * mapped too. Invalidate lock held shared.
+ * Inserts, publishes and, but for huge pages, maps [from, to), staged or zero. Pages that somebody else has brought in
+ * meanwhile are mapped too. Invalidate lock held shared.
  */
 static int install(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t from, uint64_t to, bool zero)
 {
@@ -315,16 +199,19 @@ static int install(struct gmem_resolver *r, struct gmem_pager_region *region, ui
 			return err;
 		} else {
 			ops->publish(region->file, &folio);
-			count(pages, folio.npages);
+			gmem_pager_count(pages, folio.npages);
 			if (zero)
-				count(&r->pager->c.zero_pages, folio.npages);
+				gmem_pager_count(&r->pager->c.zero_pages, folio.npages);
 		}
 		off += (uint64_t)folio.npages << GMEM_PAGE_SHIFT;
 	}
+	/* Mapped when all of the page is there. */
+	if (region->file->page_size > GMEM_PAGE_SIZE)
+		return busy == -EHWPOISON ? 0 : busy;
 	if (!busy)
-		return map_run(r, region, from, to - from);
+		return gmem_resolve_map(r, region, from, to - from);
 	for (off = from; off < to; off += GMEM_PAGE_SIZE) {
-		int err = ops->present(region->file, off) ? map_run(r, region, off, GMEM_PAGE_SIZE) : 0;
+		int err = ops->present(region->file, off) ? gmem_resolve_map(r, region, off, GMEM_PAGE_SIZE) : 0;
 
 		if (err)
 			return err;
@@ -342,7 +229,7 @@ static int report_failure(struct gmem_resolver *r, struct gmem_pager_region *reg
 
 	if (r->nowait)
 		return -EAGAIN;
-	count(&r->pager->c.errors, 1);
+	gmem_pager_count(&r->pager->c.errors, 1);
 	if ((!last || now - last > 1000000000u) && atomic_compare_exchange_strong(&r->pager->reported_ns, &last, now))
 		gmem_pager_report(r->pager, GMEM_PAGER_ERROR, err, gmem_last_error(), region, off, GMEM_PAGE_SIZE);
 	return err == -EAGAIN || err == -EBUSY ? -ETIMEDOUT : err;
@@ -364,9 +251,9 @@ static int map_in_place(struct gmem_resolver *r, struct gmem_pager_region *regio
 		return -EAGAIN;
 	err = region->file->ops->lookup(region->file, off, (uint32_t)gmem_min_u64(window, left), &folio);
 	if (!err)
-		err = map_run(r, region, off, (uint64_t)folio.npages << GMEM_PAGE_SHIFT);
+		err = gmem_resolve_map(r, region, off, (uint64_t)folio.npages << GMEM_PAGE_SHIFT);
 	else if (err == -EHWPOISON)
-		err = mark_poisoned(r, region, off);
+		err = gmem_resolve_mark_poisoned(r, region, off);
 	gmem_rwlock_unlock_shared(&region->file->invalidate_lock);
 	if (err == -ESRCH)
 		return region_gone(r, region);
@@ -388,10 +275,10 @@ static int lose_page(struct gmem_resolver *r, struct gmem_pager_region *region, 
 		return -EAGAIN;
 	/* Told before the toucher dies of it. */
 	if (!lost) {
-		count(&r->pager->c.poisoned, 1);
+		gmem_pager_count(&r->pager->c.poisoned, 1);
 		gmem_pager_report(r->pager, GMEM_PAGER_POISONED, error, text, region, off, GMEM_PAGE_SIZE);
 	}
-	return map_in_place(r, region, off, 1);
+	return region->file->page_size > GMEM_PAGE_SIZE ? 0 : map_in_place(r, region, off, 1);
 }
 
 /*
@@ -422,6 +309,87 @@ static int bring_in(struct gmem_resolver *r, struct gmem_pager_region *region, u
 	return expected(err) ? err : report_failure(r, region, off, err);
 }
 
+/* ---- huge pages: all of one is brought in before any of it is mapped */
+
+static int bring_in_unit(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t base)
+{
+	uint64_t end = base + region->file->page_size, off = base, from, to;
+	int err = 0;
+
+	while (off < end && !err) {
+		bool zero;
+
+		if (!absent(region, off)) {
+			off += GMEM_PAGE_SIZE;
+			continue;
+		}
+		if (gmem_word_locked(gmem_state_word(&region->file->state, off >> GMEM_PAGE_SHIFT),
+				     gmem_file_generation(region->file)))
+			return -EBUSY;
+		from = off;
+		to = gmem_min_u64(end, off + (uint64_t)r->max_pages * GMEM_PAGE_SIZE);
+		zero = known_zero(r, region, off);
+		absent_run(r, region, off, zero, &from, &to);
+		err = bring_in(r, region, off, from, to, zero);
+	}
+	return err;
+}
+
+/* -EAGAIN: it is not all there (any more). */
+static int map_unit(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t base)
+{
+	int err;
+
+	if (!lock_file(r, region->file))
+		return -EAGAIN;
+	switch (gmem_file_unit(region->file, base)) {
+	case GMEM_UNIT_IN_PLACE:
+		err = gmem_resolve_map(r, region, base, region->file->page_size);
+		break;
+	case GMEM_UNIT_LOST:
+		err = gmem_resolve_mark_poisoned(r, region, base);
+		break;
+	default:
+		err = -EAGAIN;
+	}
+	gmem_rwlock_unlock_shared(&region->file->invalidate_lock);
+	if (err == -ESRCH)
+		return region_gone(r, region);
+	return expected(err) ? err : report_failure(r, region, base, err);
+}
+
+static int resolve_unit(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t base)
+{
+	int err = 0;
+
+	/* Too much for the reader, who has others to read. */
+	if (r->nowait && gmem_file_unit(region->file, base) != GMEM_UNIT_IN_PLACE)
+		return -EAGAIN;
+	if (!r->nowait)
+		err = bring_in_unit(r, region, base);
+	if (!err)
+		err = map_unit(r, region, base);
+	return err == -ENOENT ? -EAGAIN : err;
+}
+
+/* One huge page of the fill. Nothing is mapped of one that was there, or is known to be zero. */
+static int64_t fill_unit(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t base)
+{
+	uint64_t end = base + region->file->page_size, left = 0;
+	int err;
+
+	for (uint64_t off = base; off < end; off += GMEM_PAGE_SIZE) {
+		if (!absent(region, off))
+			continue;
+		if (known_zero(r, region, off) && gmem_state_zero(&region->file->state, off >> GMEM_PAGE_SHIFT))
+			gmem_pager_count(&r->pager->c.zero_pages, 1);
+		else
+			left++;
+	}
+	err = left ? resolve_unit(r, region, base) : 0;
+	return err ? err : (int64_t)((end - base) >> GMEM_PAGE_SHIFT);
+}
+
 int gmem_resolve_fault(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t off)
 {
 	uint64_t from = off, to;
@@ -432,6 +400,8 @@ int gmem_resolve_fault(struct gmem_resolver *r, struct gmem_pager_region *region
 
 	if (atomic_load_explicit(&region->gone, memory_order_relaxed))
 		return -ESRCH;
+	if (region->file->page_size > GMEM_PAGE_SIZE)
+		return resolve_unit(r, region, gmem_file_unit_off(region->file, off));
 	window = window_for(region, off >> GMEM_PAGE_SHIFT, &slot);
 	to = gmem_min_u64(off + (uint64_t)window * GMEM_PAGE_SIZE, region->off + region->len);
 	if (!absent(region, off)) {
@@ -458,13 +428,15 @@ int64_t gmem_resolve_fill(struct gmem_resolver *r, struct gmem_pager_region *reg
 
 	if (atomic_load_explicit(&region->gone, memory_order_relaxed))
 		return -ESRCH;
+	if (region->file->page_size > GMEM_PAGE_SIZE)
+		return fill_unit(r, region, off);
 	/* Zero pages need no memory until somebody touches them. */
 	for (; at < end; at += GMEM_PAGE_SIZE) {
 		if (!absent(region, at))
 			continue;
 		if (!known_zero(r, region, at) || !gmem_state_zero(&region->file->state, at >> GMEM_PAGE_SHIFT))
 			break;
-		count(&r->pager->c.zero_pages, 1);
+		gmem_pager_count(&r->pager->c.zero_pages, 1);
 	}
 	if (at > off || at == end)
 		return (int64_t)((at - off) >> GMEM_PAGE_SHIFT);

@@ -90,7 +90,7 @@ int gmem_uffd_tell_guests(struct gmem_uffd *uffd, struct gmem_uffd_event *events
 			.kind = GMEM_UFFD_EVENT_FAULT,
 			.flags = GMEM_UFFD_FAULT_GUEST,
 			.view = g->member->view,
-			.off = g->off,
+			.off = gmem_file_unit_off(g->member->view->file, g->off),
 		};
 	}
 	return told;

@@ -16,12 +16,17 @@
 #define BATCH 32
 
 /*
- * Needs no bytes: in place or known to be zero, or put there by another mapping. The kernel also calls a fault minor
- * where memory was merely allocated ahead, and absent bytes are still to come.
+ * The page needs no bytes: it is in place or known to be zero, though the kernel may have no memory there, or was put
+ * there by another mapping. The kernel also calls a fault minor where memory was merely allocated ahead, or a neighbour
+ * was brought in and has given the page its memory, and the bytes are still to come.
  */
 static bool in_place(const struct gmem_file *file, uint64_t off, bool minor)
 {
-	return file->ops->present(file, off) || (minor && gmem_file_has_memory(file, off, GMEM_PAGE_SIZE));
+	if (gmem_file_unit(file, off) == GMEM_UNIT_IN_PLACE)
+		return true;
+	/* Nothing allocates huge pages ahead. */
+	return minor && !gmem_file_vague(file, off) &&
+	       ((file->flags & GMEM_FILE_HUGETLB) || gmem_file_has_memory(file, off, GMEM_PAGE_SIZE));
 }
 
 /*
@@ -31,7 +36,8 @@ static bool in_place(const struct gmem_file *file, uint64_t off, bool minor)
 static bool to_event(const struct gmem_uffd *uffd, struct gmem_view *view, const struct uffd_msg *msg,
 		     struct gmem_uffd_event *ret)
 {
-	uint64_t at = gmem_page_round_down(msg->arg.pagefault.address), base = (uint64_t)(uintptr_t)view->addr, off;
+	uint64_t at = gmem_file_unit_off(view->file, msg->arg.pagefault.address);
+	uint64_t base = (uint64_t)(uintptr_t)view->addr, off;
 
 	if (msg->event != UFFD_EVENT_PAGEFAULT || at < base || at - base >= view->len)
 		return false;
@@ -44,7 +50,7 @@ static bool to_event(const struct gmem_uffd *uffd, struct gmem_view *view, const
 	if (!gmem_file_private(view->file, off))
 		return true;
 	if (!(uffd->flags & GMEM_UFFD_PRIVATE_EVENTS)) {
-		gmem_sys_uffd_wake(view->uffd, at, GMEM_PAGE_SIZE);
+		gmem_sys_uffd_wake(view->uffd, at, view->file->page_size);
 		return false;
 	}
 	ret->flags |= GMEM_UFFD_FAULT_PRIVATE;

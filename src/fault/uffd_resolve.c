@@ -24,6 +24,7 @@ struct job {
 	const char *who;
 	struct gmem_view *view;
 	uint64_t off, end; /* in the file: of what is left */
+	uint64_t unit; /* what is mapped at once: the file's page size */
 };
 
 static int begin(struct job *job, const char *who, const struct gmem_uffd *uffd, struct gmem_view *view, uint64_t off,
@@ -36,13 +37,15 @@ static int begin(struct job *job, const char *who, const struct gmem_uffd *uffd,
 	if (view->server != uffd)
 		return gmem_err(-EINVAL, "%s: this view is not one of this object's", who);
 	err = gmem_file_check_range(view->file, who, off, len);
+	if (!err)
+		err = gmem_file_check_units(view->file, who, off, len);
 	if (err)
 		return err;
 	if (off < view->off || !gmem_range_inside(off - view->off, len, view->len))
 		return gmem_err(-ERANGE, "%s: off 0x%llx, len 0x%llx: not in the view (off 0x%llx, len 0x%llx)", who,
 				(unsigned long long)off, (unsigned long long)len, (unsigned long long)view->off,
 				(unsigned long long)view->len);
-	*job = (struct job){ .who = who, .view = view, .off = off, .end = off + len };
+	*job = (struct job){ .who = who, .view = view, .off = off, .end = off + len, .unit = view->file->page_size };
 	return 0;
 }
 
@@ -53,7 +56,7 @@ static uint64_t hva_of(const struct job *job)
 
 static void wake_page(const struct job *job)
 {
-	gmem_sys_uffd_wake(job->view->uffd, hva_of(job), GMEM_PAGE_SIZE);
+	gmem_sys_uffd_wake(job->view->uffd, hva_of(job), job->unit);
 }
 
 /* Sets the text and wakes the page's touchers: nothing more will be done for them. */
@@ -73,7 +76,7 @@ static int refuse_poisoned(const struct job *job)
 {
 	uint64_t done;
 
-	(void)gmem_sys_uffd_poison(job->view->uffd, hva_of(job), GMEM_PAGE_SIZE, true, &done);
+	(void)gmem_sys_uffd_poison(job->view->uffd, hva_of(job), job->unit, true, &done);
 	return refuse(job, -EHWPOISON, "is poisoned");
 }
 
@@ -112,7 +115,7 @@ static int map_run(struct job *job, uint64_t to, bool ours)
 			if (!ours)
 				return refuse(job, err, "is mapped already");
 			wake_page(job);
-			job->off += GMEM_PAGE_SIZE;
+			job->off += job->unit;
 			break;
 		case -EFAULT:
 			/* In place, and no memory: zero, because it was known to be or because it was dropped since. */
@@ -134,13 +137,14 @@ static int map_run(struct job *job, uint64_t to, bool ours)
 			break;
 		case -EIO:
 			/* The kernel lost the page to a memory error. */
-			gmem_state_fail(&job->view->file->state, job->off >> GMEM_PAGE_SHIFT);
+			for (uint64_t at = job->off; at < job->off + job->unit; at += GMEM_PAGE_SIZE)
+				gmem_state_fail(&job->view->file->state, at >> GMEM_PAGE_SHIFT);
 			return refuse_poisoned(job);
 		case -ENOENT:
 			/* A border inside the run, where the program has split the mapping: page by page. */
-			if (most == GMEM_PAGE_SIZE)
+			if (most == job->unit)
 				return failed(job, err);
-			most = GMEM_PAGE_SIZE;
+			most = job->unit;
 			break;
 		default:
 			return failed(job, err);
@@ -196,6 +200,101 @@ static int copy_locked(struct job *job, uint64_t end, const char *data)
 	return 0;
 }
 
+/* Is there something of the huge page to bring in? 0: there is. -EEXIST: all of it is in place; -EBUSY. */
+static int unit_absent(struct job *job)
+{
+	int n;
+
+	switch (gmem_file_unit(job->view->file, job->off)) {
+	case GMEM_UNIT_IN_PLACE:
+		return -EEXIST;
+	case GMEM_UNIT_PART:
+		return 0;
+	case GMEM_UNIT_BUSY:
+		return -EBUSY;
+	case GMEM_UNIT_LOST:
+		return refuse_poisoned(job);
+	default:
+		n = job->view->file->ops->adopt(job->view->file, job->off, 1);
+		return n > 0 ? 0 : n ? n : -EEXIST;
+	}
+}
+
+static uint32_t absent_run(const struct gmem_file *file, uint64_t off, uint64_t end)
+{
+	uint64_t to = off;
+
+	while (to < end && !file->ops->present(file, to))
+		to += GMEM_PAGE_SIZE;
+	return (uint32_t)((to - off) >> GMEM_PAGE_SHIFT);
+}
+
+/* Brings in what is absent of the huge page. What is in place stays as it is. */
+static int insert_rest(const struct job *job, const char *data)
+{
+	struct gmem_file *file = job->view->file;
+	uint64_t off = job->off, end = off + job->unit;
+
+	while (off < end) {
+		uint32_t n = absent_run(file, off, end);
+		struct gmem_folio folio;
+		int err;
+
+		if (!n) {
+			off += GMEM_PAGE_SIZE;
+			continue;
+		}
+		err = file->ops->alloc(file, off, n, &folio);
+		folio.data = data + (off - job->off);
+		if (!err)
+			err = file->ops->insert(file, &folio);
+		if (err == -EEXIST)
+			continue;
+		if (err)
+			return err;
+		file->ops->publish(file, &folio);
+		off += (uint64_t)folio.npages << GMEM_PAGE_SHIFT;
+	}
+	return 0;
+}
+
+/* A huge page, as copy_locked(): all of it comes in before any of it is mapped. */
+static int copy_unit_locked(struct job *job, const char *data)
+{
+	int err = gmem_file_private(job->view->file, job->off) ? refuse_private(job) : unit_absent(job);
+
+	if (err == -EEXIST)
+		return refuse(job, err, "is in place");
+	if (err)
+		return err;
+	err = insert_rest(job, data);
+	switch (err) {
+	case 0:
+		return map_run(job, job->off + job->unit, true);
+	case -EBUSY:
+		return err;
+	case -EHWPOISON:
+		return refuse_poisoned(job);
+	default:
+		return failed(job, err);
+	}
+}
+
+static int continue_unit_locked(struct job *job)
+{
+	int err = gmem_file_private(job->view->file, job->off) ? refuse_private(job) : unit_absent(job);
+
+	switch (err) {
+	case 0:
+		return gmem_err(-EFAULT, "%s: page at 0x%llx is not in place, or not all of it", job->who,
+				(unsigned long long)job->off);
+	case -EEXIST:
+		return map_run(job, job->off + job->unit, false);
+	default:
+		return err;
+	}
+}
+
 static int continue_locked(struct job *job)
 {
 	struct gmem_file *file = job->view->file;
@@ -226,6 +325,13 @@ static int continue_locked(struct job *job)
 	return 0;
 }
 
+/* Until nobody is at the page, or was for a moment. */
+static void wait_for_unit(const struct job *job)
+{
+	for (uint64_t off = job->off; off < job->off + job->unit; off += GMEM_PAGE_SIZE)
+		gmem_file_wait_for_page(job->view->file, off);
+}
+
 /* What was done, or why nothing was. */
 static int64_t end(const struct job *job, uint64_t off, int err)
 {
@@ -241,7 +347,7 @@ static int fetch(const struct job *job, void *bounce, const char *src, uint64_t 
 	got = gmem_sys_peek(bounce, src, *len);
 	if (got < 0 && got != -EFAULT)
 		return gmem_err_sys((int)got, "%s: source at %p", job->who, (const void *)src);
-	*len = got < 0 ? 0 : gmem_page_round_down((uint64_t)got);
+	*len = got < 0 ? 0 : gmem_file_unit_off(job->view->file, (uint64_t)got);
 	return *len ? 0 : gmem_err(-EFAULT, "%s: source at %p cannot be read", job->who, (const void *)src);
 }
 
@@ -249,29 +355,34 @@ int64_t gmem_uffd_copy(struct gmem_uffd *uffd, struct gmem_view *view, uint64_t 
 {
 	struct gmem_rwlock *lock;
 	struct job job;
+	uint64_t batch;
 	char *bounce;
+	bool huge;
 	int err = begin(&job, "gmem_uffd_copy", uffd, view, off, len);
 
 	if (err)
 		return err;
 	if ((uintptr_t)src + len < (uintptr_t)src)
 		return gmem_err(-EINVAL, "gmem_uffd_copy: source at %p wraps", src);
-	bounce = malloc(gmem_min_u64(len, BATCH_LEN));
+	huge = job.unit > GMEM_PAGE_SIZE;
+	batch = huge ? job.unit : gmem_min_u64(len, BATCH_LEN);
+	bounce = malloc(batch);
 	if (!bounce)
 		return gmem_err_sys(-ENOMEM, "gmem_uffd_copy");
 	lock = &view->file->invalidate_lock;
 	while (!err && job.off < job.end) {
-		uint64_t from = job.off, n = gmem_min_u64(job.end - from, BATCH_LEN);
+		uint64_t from = job.off, n = gmem_min_u64(job.end - from, batch);
 
 		err = fetch(&job, bounce, (const char *)src + (from - off), &n);
 		while (!err && job.off < from + n) {
 			gmem_rwlock_lock_shared(lock);
-			err = copy_locked(&job, from + n, bounce + (job.off - from));
+			err = huge ? copy_unit_locked(&job, bounce) :
+				     copy_locked(&job, from + n, bounce + (job.off - from));
 			gmem_rwlock_unlock_shared(lock);
 			if (err != -EBUSY)
 				continue;
 			/* It will be in place, or absent again. */
-			gmem_file_wait_for_page(view->file, job.off);
+			wait_for_unit(&job);
 			err = 0;
 		}
 	}
@@ -289,11 +400,12 @@ int64_t gmem_uffd_continue(struct gmem_uffd *uffd, struct gmem_view *view, uint6
 		return err;
 	do {
 		gmem_rwlock_lock_shared(&view->file->invalidate_lock);
-		err = continue_locked(&job);
+		err = job.unit > GMEM_PAGE_SIZE ? continue_unit_locked(&job) : continue_locked(&job);
 		gmem_rwlock_unlock_shared(&view->file->invalidate_lock);
 		if (err == -EBUSY)
-			gmem_file_wait_for_page(view->file, job.off);
-	} while (err == -EBUSY);
+			wait_for_unit(&job);
+		/* Of huge pages one at a time. */
+	} while (err == -EBUSY || (!err && job.off < job.end));
 	gmem_uffd_resolved(uffd, view, off, len, false);
 	return end(&job, off, err);
 }
