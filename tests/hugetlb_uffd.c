@@ -3,6 +3,8 @@
 #define TAP_NO_MAIN
 #include "tap.h"
 
+#include <fcntl.h>
+
 #include "huge_util.h"
 #include "uffd_util.h"
 
@@ -129,6 +131,26 @@ TEST(huge_minor_and_continue)
 	CHECK(page_is_zero(s.p + 3 * H + 9 * P));
 	no_event(s.uffd);
 	gmem_view_unmap(plain);
+	tear_down(&s);
+}
+
+/* Reserved is enough: memory given ahead would look like a mapping's bytes. */
+TEST(huge_memory_asked_for_ahead)
+{
+	struct scene s = begin(0);
+	char *buf = bytes_of(1);
+	struct toucher t;
+
+	CHECK_OK(gmem_file_fallocate(s.file, FALLOC_FL_KEEP_SIZE, 0, N * H));
+	start(&t, s.p + 3 * P, false);
+	CHECK_EQ(next_event(s.uffd).flags, 0);
+	CHECK_EQ(gmem_uffd_copy(s.uffd, s.view, 0, buf, H), H);
+	finish(&t, 0);
+	CHECK(page_is(1, 3 * P, s.p + 3 * P));
+	CHECK_OK(gmem_file_fallocate(s.file, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 0, 4 * P));
+	CHECK(page_is_zero(s.p + 3 * P));
+	CHECK(page_is(1, 4 * P, s.p + 4 * P));
+	free(buf);
 	tear_down(&s);
 }
 

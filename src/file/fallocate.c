@@ -108,7 +108,8 @@ int gmem_file_fallocate(struct gmem_file *file, int mode, int64_t off, int64_t l
 		err = from < end ? gmem_file_punch(file, from, end - from) : 0;
 		return err ? gmem_err_prefix(err, "gmem_file_fallocate") : 0;
 	}
-	err = allocate_in_steps(file, from, end);
+	/* Huge pages are reserved already; and one that has memory and no page in place is taken for a mapping's. */
+	err = file->flags & GMEM_FILE_HUGETLB ? 0 : allocate_in_steps(file, from, end);
 	return err ? gmem_err_sys(err, "gmem_file_fallocate: off 0x%llx, len 0x%llx", (unsigned long long)off,
 				  (unsigned long long)len) :
 		     0;
