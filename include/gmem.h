@@ -310,11 +310,12 @@ int gmem_file_write(struct gmem_file *file, uint64_t off, const void *buf, size_
 struct gmem_view;
 
 /*
- * Maps [off, off + len) with `prot` (PROT_READ, PROT_WRITE); of huge pages, whole ones (-EINVAL). The answers are those of mmap(2) of the kernel's
- * guest_memfd: more than the file has is mapped, and SIGBUS where it is touched. -EINVAL, -ENOMEM, -EOVERFLOW (no file
- * has such an offset), -ENODEV (GMEM_FILE_NO_MMAP), -EMFILE, -ENFILE (a descriptor of /proc/self/maps, one a file),
- * -EBUSY (in a forked child, of a memory that has or had private pages; and where a child has a view, no page becomes
- * private), -ENOSPC (660 views of an object that gmem_file_open() made). The view keeps the file alive.
+ * Maps [off, off + len) with `prot` (PROT_READ, PROT_WRITE); of huge pages, whole ones (-EINVAL). The answers are those
+ * of mmap(2) of the kernel's guest_memfd: more than the file has is mapped, and SIGBUS where it is touched. -EINVAL,
+ * -ENOMEM, -EOVERFLOW (no file has such an offset), -ENODEV (GMEM_FILE_NO_MMAP), -EMFILE, -ENFILE (a descriptor of
+ * /proc/self/maps, one a file), -EBUSY (in a forked child, of a memory that has or had private pages; and where a child
+ * has a view, no page becomes private), -ENOSPC (660 views of an object that gmem_file_open() made). The view keeps the
+ * file alive.
  *
  * The program may use munmap(2), mprotect(2), mremap(2) and mmap(2) on a part of the addresses: the library changes
  * nothing there from then on but what still is this part of the file. While a page is mapped at an address that the

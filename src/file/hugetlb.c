@@ -162,8 +162,8 @@ static struct gmem_huge_lens *new_lens(const struct gmem_file *file)
 }
 
 /*
- * NULL: no userfaultfd; or a forked child, which has not got it; or a peer, whose mapping the one who converts would take
- * for a stranger's.
+ * NULL: no userfaultfd; or a forked child, which has not got it; or a peer, whose mapping the one who converts would
+ * take for a stranger's.
  */
 static struct gmem_huge_lens *lens_of(struct gmem_file *file)
 {
