@@ -267,8 +267,8 @@ int gmem_file_unpin(struct gmem_file *file, uint64_t off, uint64_t len); /* -EIN
  * them. A page that is being filled is dropped by whoever fills it, before anybody sees it. A poisoned page is a good
  * one from then on, and this object's views show it as zero; where it was touched through a view that the object's own
  * pager does not serve, or one with GMEM_PAGER_REMOVE_DISCARDS, touching it stays SIGBUS. Private pages stay private,
- * and are zero to the guest. Of huge pages a part keeps its memory, and whole ones stay reserved. -EINVAL (alignment, len
- * 0), -ERANGE (past the end), -ENOMEM (huge pages that were given back and could not be reserved again).
+ * and are zero to the guest. Of huge pages a part keeps its memory, and whole ones stay reserved. -EINVAL (alignment,
+ * len 0), -ERANGE (past the end), -ENOMEM (huge pages that were given back and could not be reserved again).
  */
 int gmem_file_punch(struct gmem_file *file, uint64_t off, uint64_t len);
 
@@ -286,7 +286,8 @@ int gmem_file_fallocate(struct gmem_file *file, int mode, int64_t off, int64_t l
  * or BUS_MCEERR_AR, say. Shared or private, pinned or not, the pages are poisoned when it returns: the library answers
  * -EHWPOISON for them, to a guest too (gmem_vcpu_exit()), and no conversion changes that; touching one through a view
  * is SIGBUS; no pager fills it. No byte from before is ever read again. A huge page fails as a whole. gmem_file_punch()
- * heals. What the library does not know shows zeroes: views of other objects and processes that nobody serves, other mappings, and KVM's guests.
+ * heals. What the library does not know shows zeroes: views of other objects and processes that nobody serves, other
+ * mappings, and KVM's guests.
  *
  * -EINVAL (alignment, len 0), -ERANGE (past the end), -EIO (after fork(2)). Others say that the pages are poisoned, but
  * that a view could not be marked, and shows zeroes there: -EOPNOTSUPP (it is registered with a descriptor of the

@@ -318,6 +318,7 @@ TEST(absent_pages_still_come_from_their_source)
 	source = source_of(&s);
 	CHECK_OK(gmem_pager_add_view(pager, view, source, 0));
 	CHECK_OK(gmem_file_fallocate(file, KEEP, 8 * P, 8 * P));
+	CHECK_OK(gmem_file_fallocate(file, KEEP, 4 * P, 8 * P));
 	check_blocks(file, 16);
 	p = gmem_view_addr(view);
 	for (uint64_t i = 0; i < N; i += 3)
@@ -358,6 +359,9 @@ TEST(an_event_of_an_allocated_page_asks_for_its_bytes)
 	CHECK_OK(gmem_view_map(file, 0, N * P, PROT_READ | PROT_WRITE, &view));
 	CHECK_OK(gmem_uffd_create(NULL, &uffd));
 	CHECK_OK(gmem_uffd_add_view(uffd, view));
+	/* Shared memory takes what it is asked for twice for written. */
+	CHECK_OK(gmem_file_fallocate(file, KEEP, 0, N * P));
+	CHECK_OK(gmem_file_fallocate(file, KEEP, P, 4 * P));
 	CHECK_OK(gmem_file_fallocate(file, KEEP, 0, N * P));
 	CHECK_EQ(pthread_create(&thread, NULL, touch_it, (char *)gmem_view_addr(view) + 2 * P), 0);
 	while (!CHECK_OK(gmem_uffd_read(uffd, &e, 1)))

@@ -51,6 +51,7 @@ static void drop(struct gmem_file *file, uint64_t page, uint32_t generation)
 	if (!gmem_state_owns(&file->state, page, generation))
 		return;
 	(void)file->ops->punch(file, page << GMEM_PAGE_SHIFT, GMEM_PAGE_SIZE);
+	gmem_state_take_back(&file->state, page);
 	gmem_state_unlock(&file->state, page, generation);
 }
 

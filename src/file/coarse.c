@@ -47,6 +47,7 @@ bool gmem_file_vague(const struct gmem_file *file, uint64_t off)
 static void drop_word(struct gmem_file *file, uint64_t page, uint32_t generation)
 {
 	(void)file->ops->punch(file, page << GMEM_PAGE_SHIFT, GMEM_PAGE_SIZE);
+	gmem_state_take_back(&file->state, page);
 	gmem_state_unlock(&file->state, page, generation);
 }
 
@@ -123,6 +124,8 @@ static void give_back(struct gmem_file *file, struct unit unit)
 	if (gmem_file_private(file, unit.off) || !lock_words(file, unit, generation))
 		return;
 	(void)file->ops->punch(file, unit.off, unit.end - unit.off);
+	for (uint64_t page = unit.off >> GMEM_PAGE_SHIFT; page < unit.end >> GMEM_PAGE_SHIFT; page++)
+		gmem_state_take_back(&file->state, page);
 	unlock_words(file, unit.off, unit.end, generation);
 }
 

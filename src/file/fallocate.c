@@ -6,6 +6,7 @@
 #include "base/err.h"
 #include "base/range.h"
 #include "file/file.h"
+#include "sys/hugepages.h"
 #include "sys/uapi.h"
 
 /* Between two of these the lock is free. Shared memory undoes what a signal interrupts: the less the better. */
@@ -56,27 +57,45 @@ static int check(const struct gmem_file *file, int mode, int64_t off, int64_t le
 	return !punch && (uint64_t)end > file->len ? -EINVAL : 0;
 }
 
-static bool poisoned(const struct gmem_file *file, uint64_t off)
+/*
+ * Is the page to be given memory? A poisoned one is not, or a mapping that knows nothing of it would read a zero; nor
+ * an absent one for the second time.
+ */
+static bool give(struct gmem_file *file, uint64_t page)
 {
-	return gmem_state_word(&file->state, off >> GMEM_PAGE_SHIFT) & GMEM_WORD_POISONED;
+	uint32_t word = gmem_state_word(&file->state, page);
+
+	if (word & GMEM_WORD_POISONED)
+		return false;
+	return gmem_word_content(word) != GMEM_WORD_ABSENT || gmem_state_give(&file->state, page);
+}
+
+/* Shared memory keeps nothing of what it could not give as a whole. */
+static void take_back(struct gmem_file *file, uint64_t page, uint64_t end)
+{
+	for (; page < end; page++)
+		gmem_state_take_back(&file->state, page);
 }
 
 /*
- * Memory, zeroed, for what has none. The page's words stay: an absent page is still to be brought in, and who brings it
- * in writes over the memory that it finds; one that was removed is zero with memory as without. A poisoned page gets
- * none, or a mapping that knows nothing of it would read a zero. Invalidate lock held, shared.
+ * Memory, zeroed, for what has none. The pages' words stay: an absent page is still to be brought in, and who brings it
+ * in writes over the memory that it finds; one that was removed is zero with memory as without. Invalidate lock held.
  */
-static int allocate(struct gmem_file *file, uint64_t off, uint64_t end)
+static int allocate(struct gmem_file *file, uint64_t off, uint64_t len)
 {
+	uint64_t page = off >> GMEM_PAGE_SHIFT, end = (off + len) >> GMEM_PAGE_SHIFT;
 	int err = 0;
 
-	for (uint64_t to; off < end && !err; off = to) {
-		bool skip = poisoned(file, off);
-
-		for (to = off + GMEM_PAGE_SIZE; to < end && poisoned(file, to) == skip; to += GMEM_PAGE_SIZE)
-			;
-		if (!skip)
-			err = file->ops->allocate(file, off, to - off);
+	for (uint64_t to; page < end && !err; page = to) {
+		for (to = page; to < end && give(file, to);)
+			to++;
+		if (to > page)
+			err = file->ops->allocate(file, page << GMEM_PAGE_SHIFT, (to - page) << GMEM_PAGE_SHIFT);
+		if (err)
+			take_back(file, page, to);
+		/* The one that ended the run is not for this round, or for none. */
+		if (to < end)
+			to++;
 	}
 	return err;
 }
@@ -85,11 +104,17 @@ static int allocate_in_steps(struct gmem_file *file, uint64_t off, uint64_t end)
 {
 	int err = 0;
 
+	/* Memory that comes by the large page is given so: a second time for its other part would be a second time. */
+	if (file->flags & GMEM_FILE_COARSE) {
+		off &= ~(GMEM_HUGE_SIZE - 1);
+		end = gmem_min_u64((end + GMEM_HUGE_SIZE - 1) & ~(GMEM_HUGE_SIZE - 1), file->len);
+	}
 	for (uint64_t to; off < end && !err; off = to) {
 		to = gmem_min_u64(end, off + STEP_LEN);
-		gmem_rwlock_lock_shared(&file->invalidate_lock);
-		err = allocate(file, off, to);
-		gmem_rwlock_unlock_shared(&file->invalidate_lock);
+		/* Exclusive: who is told that memory was given ahead must not be told before it is there. */
+		gmem_rwlock_lock(&file->invalidate_lock);
+		err = allocate(file, off, to - off);
+		gmem_rwlock_unlock(&file->invalidate_lock);
 	}
 	return err;
 }

@@ -24,9 +24,14 @@ static uint64_t flips_at(uint64_t npages)
 	return round_up(GMEM_STATE_HEADER_LEN + npages * sizeof(uint32_t));
 }
 
-static uint64_t peers_at(uint64_t npages)
+static uint64_t given_at(uint64_t npages)
 {
 	return flips_at(npages) + round_up((npages + 63) / 64 * sizeof(uint64_t));
+}
+
+static uint64_t peers_at(uint64_t npages)
+{
+	return given_at(npages) + round_up((npages + 63) / 64 * sizeof(uint64_t));
 }
 
 static uint64_t table_len(uint64_t npages)
@@ -52,6 +57,7 @@ static void set_pages(struct gmem_state *s, uint64_t npages)
 	s->npages = npages;
 	s->init_private = s->header->init_private;
 	s->flips = (_Atomic uint64_t *)((char *)s->header + flips_at(npages));
+	s->given = (_Atomic uint64_t *)((char *)s->header + given_at(npages));
 	s->peers = (char *)s->header + peers_at(npages);
 }
 

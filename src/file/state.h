@@ -97,7 +97,8 @@ _Static_assert(sizeof(struct gmem_state_header) <= GMEM_STATE_HEADER_LEN, "state
 struct gmem_state {
 	struct gmem_state_header *header;
 	_Atomic uint32_t *words;
-	_Atomic uint64_t *flips; /* the bitmap */
+	_Atomic uint64_t *flips; /* the bitmap of sides */
+	_Atomic uint64_t *given; /* the bitmap of absent pages with memory given ahead */
 	char *peers; /* the places of the peers */
 	uint64_t npages;
 	uint64_t map_len;
@@ -150,6 +151,26 @@ static inline bool gmem_state_poisoned(const struct gmem_state *s, uint64_t page
 static inline bool gmem_word_absent(uint32_t word)
 {
 	return gmem_word_content(word) == GMEM_WORD_ABSENT && !(word & GMEM_WORD_POISONED);
+}
+
+/*
+ * An absent page is given memory ahead (fallocate.c). False: it has been before. Shared memory that is asked for a
+ * second time takes the page for written, and the library would take it for one that a mapping has filled.
+ */
+static inline bool gmem_state_give(struct gmem_state *s, uint64_t page)
+{
+	uint64_t bit = 1ull << page % 64;
+
+	return !(atomic_fetch_or(&s->given[page / 64], bit) & bit);
+}
+
+/* The memory that was given is gone. Of pages nobody was given any the bitmap stays without memory. */
+static inline void gmem_state_take_back(struct gmem_state *s, uint64_t page)
+{
+	uint64_t bit = 1ull << page % 64;
+
+	if (atomic_load(&s->given[page / 64]) & bit)
+		atomic_fetch_and(&s->given[page / 64], ~bit);
 }
 
 /* ---- attributes.c: shared and private */
