@@ -304,7 +304,7 @@ TEST(open_trusts_nothing)
 	struct gmem_state t;
 	int fd, p[2];
 
-	fd = sealed(&good, sizeof(good), 12288 + PEERS, seals);
+	fd = sealed(&good, sizeof(good), 16384 + PEERS, seals);
 	CHECK_OK(gmem_state_open(&t, fd));
 	close(fd);
 	CHECK_EQ(t.npages, 1024);
@@ -313,29 +313,29 @@ TEST(open_trusts_nothing)
 
 	h = good;
 	h.magic++;
-	rejected(&h, 12288, seals, -EINVAL);
+	rejected(&h, 16384, seals, -EINVAL);
 	h = good;
 	h.version++;
-	rejected(&h, 12288, seals, -EPROTONOSUPPORT);
+	rejected(&h, 16384, seals, -EPROTONOSUPPORT);
 	h = good;
 	h.page_shift = 14;
-	rejected(&h, 12288, seals, -EPROTONOSUPPORT);
+	rejected(&h, 16384, seals, -EPROTONOSUPPORT);
 	/* A table that says more than it holds, in every way that could wrap. */
 	for (int i = 0; i < 6; i++) {
 		static const uint64_t npages[] = { 0, 1025, 2048, UINT64_MAX, 1ull << 62, (1ull << 62) + 1024 };
 
 		h = good;
 		h.npages = npages[i];
-		rejected(&h, 12288, seals, -EINVAL);
+		rejected(&h, 16384, seals, -EINVAL);
 	}
-	rejected(&good, 8192, seals, -EINVAL);
+	rejected(&good, 12288, seals, -EINVAL);
 	rejected(&good, 4096, seals, -EINVAL);
 	rejected(&good, sizeof(h), seals, -EINVAL);
 	/* As long as one of an older layout. */
-	rejected(&good, 12288 - PEERS, seals, -EINVAL);
+	rejected(&good, 16384 - PEERS, seals, -EINVAL);
 	rejected(&good, 16384, seals, -EINVAL);
-	rejected(&good, 12288, F_SEAL_GROW, -EINVAL);
-	rejected(&good, 12288, 0, -EINVAL);
+	rejected(&good, 16384, F_SEAL_GROW, -EINVAL);
+	rejected(&good, 16384, 0, -EINVAL);
 	CHECK_ERR(gmem_state_open(&t, -1), -EBADF);
 	CHECK_EQ(pipe(p), 0);
 	CHECK_ERR(gmem_state_open(&t, p[0]), -EINVAL);
