@@ -333,7 +333,7 @@ TEST(open_trusts_nothing)
 	rejected(&good, sizeof(h), seals, -EINVAL);
 	/* As long as one of an older layout. */
 	rejected(&good, 16384 - PEERS, seals, -EINVAL);
-	rejected(&good, 16384, seals, -EINVAL);
+	rejected(&good, 20480, seals, -EINVAL);
 	rejected(&good, 16384, F_SEAL_GROW, -EINVAL);
 	rejected(&good, 16384, 0, -EINVAL);
 	CHECK_ERR(gmem_state_open(&t, -1), -EBADF);
