@@ -265,10 +265,11 @@ int gmem_file_unpin(struct gmem_file *file, uint64_t off, uint64_t len); /* -EIN
 /*
  * Drops the bytes of [off, off + len): the pages read as zero from then on, also where a source would have supplied
  * them. A page that is being filled is dropped by whoever fills it, before anybody sees it. A poisoned page is a good
- * one from then on, and this object's views show it as zero; where it was touched through a view that the object's own
- * pager does not serve, or one with GMEM_PAGER_REMOVE_DISCARDS, touching it stays SIGBUS. Private pages stay private,
- * and are zero to the guest. Of huge pages a part keeps its memory, and whole ones stay reserved. -EINVAL (alignment,
- * len 0), -ERANGE (past the end), -ENOMEM (huge pages that were given back and could not be reserved again).
+ * one from then on, and this object's views show it as zero, and where this object made the file those of all that
+ * gmem_file_open() made of it; where it was touched through a view that a keeper's server or a pager with
+ * GMEM_PAGER_REMOVE_DISCARDS serves, or another object's, touching it stays SIGBUS. Private pages stay private, and are
+ * zero to the guest. Of huge pages a part keeps its memory, and whole ones stay reserved. -EINVAL (alignment, len 0),
+ * -ERANGE (past the end), -ENOMEM (huge pages that were given back and could not be reserved again).
  */
 int gmem_file_punch(struct gmem_file *file, uint64_t off, uint64_t len);
 
@@ -285,20 +286,22 @@ int gmem_file_fallocate(struct gmem_file *file, int mode, int64_t off, int64_t l
  * The memory of [off, off + len) has failed, and the bytes are gone: for who is told so, by SIGBUS with BUS_MCEERR_AO
  * or BUS_MCEERR_AR, say. Shared or private, pinned or not, the pages are poisoned when it returns: the library answers
  * -EHWPOISON for them, to a guest too (gmem_vcpu_exit()), and no conversion changes that; touching one through a view
- * is SIGBUS; no pager fills it. No byte from before is ever read again. A huge page fails as a whole. gmem_file_punch()
- * heals. What the library does not know shows zeroes: views of other objects and processes that nobody serves, other
- * mappings, and KVM's guests.
+ * is SIGBUS, in every process that has the file open; no pager fills it. No byte from before is ever read again. A
+ * huge page fails as a whole. gmem_file_punch() heals. What the library cannot reach shows zeroes: mappings that are no
+ * views, views in forked children, and KVM's guests. It may wait for other processes, as gmem_file_set_attributes().
  *
- * -EINVAL (alignment, len 0), -ERANGE (past the end), -EIO (after fork(2)). Others say that the pages are poisoned, but
- * that a view could not be marked, and shows zeroes there: -EOPNOTSUPP (it is registered with a descriptor of the
- * program's), -ENOMEM, -EMFILE, -ENFILE.
+ * -EINVAL (alignment, len 0), -ERANGE (past the end), -EIO (after fork(2)), -EPERM (an object that gmem_file_open()
+ * made). Others say that the pages are poisoned, but that a view could not be marked, and may show zeroes there; the
+ * text says which: -EOPNOTSUPP (it is registered with a descriptor of the program's, or a part of it was moved away),
+ * -EBUSY (of a process that does not answer), -ENOMEM, -EMFILE, -ENFILE. Call again when that is over.
  */
 int gmem_file_poison(struct gmem_file *file, uint64_t off, uint64_t len);
 
 /*
  * Copies bytes out of or into the file, of any alignment. No source is asked: an absent page has the bytes that a view
  * has put there, else zeroes, and is up to date once written, in whole or in part. `buf` may be memory that is itself
- * served by a pager. A page whose memory the kernel finds to have failed is poisoned here, as gmem_file_poison() does.
+ * served by a pager. A page whose memory the kernel finds to have failed is poisoned here, as gmem_file_poison() does,
+ * by the object that made the file; to others it is -EHWPOISON and no more.
  * -ERANGE, -EHWPOISON (a poisoned page in the range), -EACCES (a private one), -ENOSPC/-ENOMEM (no
  * memory for new pages), -EIO (a write in a forked child, where pages are private).
  */

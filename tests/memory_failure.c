@@ -303,7 +303,7 @@ TEST(a_marked_view_is_served)
 	}
 }
 
-/* One that is bringing the page in, as another process does it. */
+/* One that is bringing the page in, as the server behind a keeper does it. */
 struct filler {
 	struct gmem_file *file;
 	uint64_t off;
@@ -335,7 +335,7 @@ TEST(poisoned_while_somebody_fills_it)
 	struct gmem_file *file = file_on(GMEM_ENGINE_USER, 0);
 	struct filler f;
 
-	CHECK_OK(gmem_file_open(gmem_file_fd(file), gmem_file_state_fd(file), &f.file));
+	CHECK_OK(gmem_file_open_kept(gmem_file_fd(file), gmem_file_state_fd(file), &f.file));
 	pthread_barrier_init(&f.inserted, NULL, 2);
 	pthread_barrier_init(&f.go_on, NULL, 2);
 	for (uint64_t heal = 0; heal < 3; heal++) {

@@ -218,6 +218,23 @@ TEST(found_by_a_forked_child)
 	end(file, view);
 }
 
+/* Nor does a peer know them all: to everybody the page is as bad as the kernel says. */
+TEST(found_by_a_peer)
+{
+	struct gmem_file *file, *peer;
+	struct gmem_view *view = scene(&file, 0);
+
+	CHECK_OK(gmem_file_open(gmem_file_fd(file), gmem_file_state_fd(file), &peer));
+	bad_reads = INT32_MAX;
+	CHECK_ERR(gmem_file_read(peer, 4 * P, &(char){ 0 }, 1), -EHWPOISON);
+	CHECK_EQ(gmem_file_page_state(file, 4 * P), GMEM_PAGE_UPTODATE);
+	CHECK_ERR(gmem_file_read(file, 4 * P, &(char){ 0 }, 1), -EHWPOISON);
+	bad_reads = 0;
+	check_refused(peer, 4);
+	gmem_file_free(peer);
+	end(file, view);
+}
+
 /* A guest_memfd's bytes are copied; what cannot be is asked about. */
 TEST(found_in_a_guest_memfd)
 {

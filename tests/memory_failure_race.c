@@ -141,7 +141,7 @@ TEST(any_order_kernel)
 enum { WRITTEN, POISONING, POISONED, HEALING, HEALED, WRITING, PHASES };
 
 struct race {
-	struct gmem_file *file;
+	struct gmem_file *file, *peer;
 	struct gmem_view *view;
 	struct gmem_vm *vm;
 	_Atomic uint64_t now; /* byte * PHASES + phase */
@@ -226,7 +226,7 @@ static void *touch_file(void *arg)
 	for (uint64_t i = 0; !atomic_load(&r->stop); i++) {
 		uint64_t before = atomic_load(&r->now);
 		unsigned char byte;
-		int err = gmem_file_read(r->file, i % RACED * P, &byte, 1);
+		int err = gmem_file_read(r->peer ? r->peer : r->file, i % RACED * P, &byte, 1);
 
 		if (err == -EACCES) /* converted to and fro while it is poisoned */
 			continue;
@@ -289,6 +289,30 @@ static void at_once(enum gmem_engine engine, bool by_mapping)
 	CHECK(r.seen[POISONED] > 0 && r.seen[WRITTEN] > 0 && r.seen[HEALED] > 0);
 	gmem_vm_free(r.vm);
 	gmem_view_unmap(r.view);
+	gmem_file_free(r.file);
+}
+
+/* So too what a peer has: its view is marked before the memory goes, and let in before the punch returns. */
+TEST(at_once_in_a_peer)
+{
+	static void *(*const fns[])(void *) = { touch_view, touch_file, touch_view };
+	uint64_t end = now_ms() + (tap_slow() ? 1500 : 3000);
+	struct race r = { .file = file_on(GMEM_ENGINE_USER, 0) };
+	pthread_t threads[3];
+
+	CHECK_OK(gmem_file_open(gmem_file_fd(r.file), gmem_file_state_fd(r.file), &r.peer));
+	r.view = view_of(r.peer, 0, N, PROT_READ | PROT_WRITE);
+	phase(&r, 0, HEALED);
+	for (int i = 0; i < 3; i++)
+		threads[i] = start(fns[i], &r);
+	for (unsigned int round = 0; now_ms() < end; round++)
+		one_round(&r, 1 + round % 255, round);
+	atomic_store(&r.stop, true);
+	for (int i = 0; i < 3; i++)
+		join(threads[i]);
+	CHECK(r.seen[POISONED] > 0 && r.seen[WRITTEN] > 0 && r.seen[HEALED] > 0);
+	gmem_view_unmap(r.view);
+	gmem_file_free(r.peer);
 	gmem_file_free(r.file);
 }
 

@@ -169,6 +169,28 @@ void gmem_attach_failed(struct gmem_attach *a, int error)
 		(void)gmem_wire_recv(a->sock, &w, fds, NULL);
 }
 
+/* Who serves the view answers for lost pages. -EBUSY: it has marks of other kinds. */
+static int take_marks(struct gmem_view *view)
+{
+	int err = 0;
+
+	gmem_rwlock_lock(&view->file->invalidate_lock);
+	gmem_view_unmark_lost(view);
+	if (view->uffd >= 0 || view->by_mapping) {
+		(void)gmem_view_mark_all_lost(view);
+		err = gmem_err(-EBUSY, "gmem_attach_view: this view is marked, and cannot be handed over");
+	}
+	gmem_rwlock_unlock(&view->file->invalidate_lock);
+	return err;
+}
+
+static void give_marks(struct gmem_view *view)
+{
+	gmem_rwlock_lock(&view->file->invalidate_lock);
+	(void)gmem_view_mark_all_lost(view);
+	gmem_rwlock_unlock(&view->file->invalidate_lock);
+}
+
 int gmem_attach_view(int attach_fd, struct gmem_view *view)
 {
 	struct gmem_attach *a;
@@ -187,17 +209,17 @@ int gmem_attach_view(int attach_fd, struct gmem_view *view)
 	/* The keeper opens the memory too; a conversion before that would wait for it to read of removals. */
 	if (gmem_state_claim(&view->file->state, GMEM_USE_KEEPER))
 		return gmem_err(-EBUSY, "gmem_attach_view: this memory has, or had, private pages");
-	gmem_rwlock_lock(&view->file->invalidate_lock);
-	gmem_view_unmark_lost(view);
-	gmem_rwlock_unlock(&view->file->invalidate_lock);
-	if (view->uffd >= 0 || view->by_mapping)
-		return gmem_err(-EBUSY, "gmem_attach_view: this view is marked, and cannot be handed over");
 	a = malloc(sizeof(*a));
 	if (!a)
 		return gmem_err_sys(-ENOMEM, "gmem_attach_view");
-	err = gmem_attach_open(attach_fd, a);
+	err = take_marks(view);
 	if (err)
 		goto out_free;
+	err = gmem_attach_open(attach_fd, a);
+	if (err) {
+		give_marks(view);
+		goto out_free;
+	}
 	file = gmem_attach_find(a, view->file->state.header->dev, view->file->state.header->ino);
 	if (file)
 		err = gmem_attach_region(a, file, view->file->fd, (uint64_t)(uintptr_t)view->addr, view->off,

@@ -85,18 +85,11 @@ int gmem_check_servable(const struct gmem_view *view, const char *who)
 	return err ? gmem_err_sys(err, "%s: /proc/self/maps", who) : 0;
 }
 
-int gmem_serve_view(struct gmem_view *view, struct gmem_serving *s)
+/* The rest of gmem_serve_view(). */
+static int serve(struct gmem_view *view, struct gmem_serving *s)
 {
 	int err;
 
-	gmem_lockcheck_assert_held(GMEM_LOCK_INVALIDATE, &view->file->invalidate_lock);
-	if (view->use != GMEM_VIEW_PLAIN)
-		return gmem_err(-EBUSY, "%s: this view is registered already", s->who);
-	err = gmem_check_servable(view, s->who);
-	if (err)
-		return err;
-	if (view->by_mapping || s->use == GMEM_VIEW_BALLOONED)
-		gmem_view_unmark_lost(view);
 	s->had_uffd = view->uffd >= 0;
 	if (view->by_mapping || (s->had_uffd && s->use == GMEM_VIEW_BALLOONED))
 		return gmem_err(-EOPNOTSUPP,
@@ -120,6 +113,25 @@ int gmem_serve_view(struct gmem_view *view, struct gmem_serving *s)
 	return 0;
 }
 
+int gmem_serve_view(struct gmem_view *view, struct gmem_serving *s)
+{
+	int err;
+
+	gmem_lockcheck_assert_held(GMEM_LOCK_INVALIDATE, &view->file->invalidate_lock);
+	if (view->use != GMEM_VIEW_PLAIN)
+		return gmem_err(-EBUSY, "%s: this view is registered already", s->who);
+	err = gmem_check_servable(view, s->who);
+	if (err)
+		return err;
+	if (view->by_mapping || s->use == GMEM_VIEW_BALLOONED)
+		gmem_view_unmark_lost(view);
+	err = serve(view, s);
+	/* As before. */
+	if (err)
+		(void)gmem_view_mark_all_lost(view);
+	return err;
+}
+
 void gmem_unserve_view(struct gmem_view *view, const struct gmem_serving *s)
 {
 	/* First, while a toucher still waits: no moment without the one or the other. */
@@ -133,6 +145,7 @@ void gmem_unserve_view(struct gmem_view *view, const struct gmem_serving *s)
 		gmem_sys_uffd_register(view->uffd, hva_of(view), view->len, GMEM_SYS_UFFD_WP);
 	take_uffd(view, s);
 	view->use = GMEM_VIEW_PLAIN;
-	/* What was converted meanwhile was marked through the registration that has ended. */
+	/* What was converted, or failed, meanwhile was marked through the registration that has ended. */
 	(void)gmem_view_mark_private(view);
+	(void)gmem_view_mark_all_lost(view);
 }

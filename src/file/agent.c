@@ -31,7 +31,7 @@ static void hold(struct gmem_peer *p, uint64_t off, uint64_t len)
 
 /*
  * The sides of the range are what they will be until the next request is answered: views follow. What cannot be let in
- * (no memory for a mapping) stays out, and is tried again.
+ * (no memory for a mapping) stays out, and is tried again. A view that cannot be marked cannot be marked later either.
  */
 static int release(struct gmem_peer *p, uint64_t off, uint64_t len)
 {
@@ -40,7 +40,7 @@ static int release(struct gmem_peer *p, uint64_t off, uint64_t len)
 	if (!p->held)
 		hold(p, off, len);
 	err = gmem_convert_let_in(p->file, off, len);
-	if (err)
+	if (err && err != -EOPNOTSUPP)
 		owe(p, off, len);
 	if (p->off != off || p->len != len)
 		owe(p, p->off, p->len);
@@ -51,8 +51,11 @@ static int release(struct gmem_peer *p, uint64_t off, uint64_t len)
 
 static void pay(struct gmem_peer *p)
 {
+	int err;
+
 	gmem_rwlock_lock(&p->file->invalidate_lock);
-	if (!gmem_convert_let_in(p->file, p->owed_off, p->owed_len))
+	err = gmem_convert_let_in(p->file, p->owed_off, p->owed_len);
+	if (!err || err == -EOPNOTSUPP)
 		p->owed_len = 0;
 	gmem_rwlock_unlock(&p->file->invalidate_lock);
 }
@@ -74,6 +77,8 @@ static int serve(struct gmem_peer *p, uint32_t op, uint64_t off, uint64_t len, u
 		return p->held ? gmem_foreign_look(p->file, off, len, NULL, error_off) : -EINVAL;
 	case GMEM_PEER_MARK:
 		return p->held ? gmem_convert_mark(p->file, off, len) : -EINVAL;
+	case GMEM_PEER_POISON:
+		return p->held ? gmem_file_mark_failing(p->file, off, len) : -EINVAL;
 	case GMEM_PEER_RELEASE:
 		return release(p, off, len);
 	default:

@@ -83,11 +83,6 @@ static int by_loss(struct gmem_view *view, uint64_t off, uint64_t len, each_view
 	return err;
 }
 
-static int keep_lost_out(struct gmem_view *view, uint64_t off, uint64_t len)
-{
-	return gmem_view_mark_lost(view, off, len, false);
-}
-
 /* The host may touch the piece again, but not read a zero where a page was lost. */
 static int let_in(struct gmem_view *view, uint64_t off, uint64_t len)
 {
@@ -97,7 +92,7 @@ static int let_in(struct gmem_view *view, uint64_t off, uint64_t len)
 /* The host may not touch the piece; the marks of lost pages stay meanwhile. */
 static int keep_out(struct gmem_view *view, uint64_t off, uint64_t len)
 {
-	return by_loss(view, off, len, gmem_view_mark, keep_lost_out);
+	return by_loss(view, off, len, gmem_view_mark, gmem_view_mark_rest);
 }
 
 /* As let_in(), where the error is another one. */
@@ -236,9 +231,24 @@ int gmem_convert_mark(struct gmem_file *file, uint64_t off, uint64_t len)
 	return err;
 }
 
+/* Where the touch of a private page is an event, one that was healed has a mark too many. */
+static int let_events_in(struct gmem_view *view, uint64_t off, uint64_t len)
+{
+	return view->private_events ? let_in(view, off, len) : 0;
+}
+
 int gmem_convert_let_in(struct gmem_file *file, uint64_t off, uint64_t len)
 {
-	return each_piece(file, off >> GMEM_PAGE_SHIFT, (off + len) >> GMEM_PAGE_SHIFT, true, let_in);
+	uint64_t first = off >> GMEM_PAGE_SHIFT, end = (off + len) >> GMEM_PAGE_SHIFT;
+	int err = each_piece(file, first, end, true, let_in), lost;
+
+	if (!atomic_load(&file->state.header->lost))
+		return err;
+	if (!err)
+		err = each_piece(file, first, end, false, let_events_in);
+	/* Of an object that comes late: the others have been marked. */
+	lost = gmem_file_mark_lost(file, off, len);
+	return err ? err : lost;
 }
 
 /* ---- the owner's conversion */
@@ -343,7 +353,7 @@ static int convert_locked(struct gmem_file *file, uint64_t off, uint64_t len, ui
 {
 	uint64_t page = off >> GMEM_PAGE_SHIFT, end = (off + len) >> GMEM_PAGE_SHIFT, run_end;
 	bool private = attributes & GMEM_ATTRIBUTE_PRIVATE;
-	int err = gmem_round_enter(file);
+	int err = gmem_round_enter(file, "gmem_file_set_attributes");
 
 	if (err)
 		return err;

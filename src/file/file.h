@@ -235,11 +235,18 @@ int gmem_file_check_range(const struct gmem_file *file, const char *who, uint64_
 int gmem_file_poison_page(struct gmem_file *file, uint64_t off);
 
 /*
- * gmem_file_poison(), of pages of the file. Invalidate lock held, exclusive. -errno: they are poisoned, and a view
- * could not be marked.
+ * gmem_file_poison(), of pages of the file, through the object that made it. Invalidate lock held, exclusive. -errno,
+ * with text: they are poisoned, and a view could not be marked.
  */
 int gmem_file_poison_locked(struct gmem_file *file, uint64_t off, uint64_t len);
-/* Ends that: poisoned pages of the range, whose memory has been dropped, are zero. Invalidate lock held, exclusive. */
+/*
+ * One object's part of it: marks its views over pages that are about to be poisoned, and over those that are, where
+ * they have no mark. All that can be is marked. Invalidate lock held, exclusive. The first error of
+ * gmem_view_mark_lost().
+ */
+int gmem_file_mark_failing(struct gmem_file *file, uint64_t off, uint64_t len);
+int gmem_file_mark_lost(struct gmem_file *file, uint64_t off, uint64_t len);
+/* Ends it: poisoned pages of the range, whose memory has been dropped, are zero. Invalidate lock held, exclusive. */
 void gmem_file_heal_locked(struct gmem_file *file, uint64_t off, uint64_t len);
 
 /* Until nobody is at the page. No lock held. */
@@ -360,7 +367,10 @@ uint64_t gmem_file_first_pin(struct gmem_file *file, uint64_t off, uint64_t len)
 int gmem_convert_check_pins(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t *ret_error_off);
 /* Keeps the host out of what is shared of the range, in all views or in none. */
 int gmem_convert_mark(struct gmem_file *file, uint64_t off, uint64_t len);
-/* Lets it in where the pages are shared. Stops at an error, and may be called again. */
+/*
+ * Lets it in where the pages are shared and not poisoned, and marks what is poisoned and has no mark yet. May be called
+ * again after an error; -EOPNOTSUPP is of a mark.
+ */
 int gmem_convert_let_in(struct gmem_file *file, uint64_t off, uint64_t len);
 
 /* ---- view.c, view_remap.c, place.c, mark.c */
@@ -461,6 +471,8 @@ void gmem_view_unmap_pieces(const struct gmem_view *view, uint64_t off, uint64_t
  * -EOPNOTSUPP, -ENOMEM and what opening a userfaultfd answers; then a part may be marked.
  */
 int gmem_view_mark(struct gmem_view *view, uint64_t off, uint64_t len);
+/* The same of poisoned pages: what is marked already stays so meanwhile, and what is mapped stays. */
+int gmem_view_mark_rest(struct gmem_view *view, uint64_t off, uint64_t len);
 /* Undoes it. */
 int gmem_view_unmark(struct gmem_view *view, uint64_t off, uint64_t len);
 /*
@@ -477,11 +489,6 @@ int gmem_view_mark_all_lost(struct gmem_view *view);
 void gmem_view_unmark_lost(struct gmem_view *view);
 /* Marks what is private of the whole view. */
 int gmem_view_mark_private(struct gmem_view *view);
-/*
- * Of a mapping that nobody can touch yet: marks what is private, and registers it with the descriptor that the view
- * has. It may open one.
- */
-int gmem_view_prepare(struct gmem_view *view);
 /* The view's own userfault descriptor, opened if it has none. Invalidate lock held, exclusive. */
 int gmem_view_open_uffd(struct gmem_view *view);
 

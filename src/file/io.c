@@ -121,8 +121,8 @@ static int try_page(struct gmem_file *file, uint64_t page, uint32_t at, uint32_t
 	gmem_rwlock_lock_shared(&file->invalidate_lock);
 	err = fn(file, page, at, n, bounce);
 	gmem_rwlock_unlock_shared(&file->invalidate_lock);
-	/* A copy that came with fork(2) does not know the views. */
-	if (err != -EHWPOISON || gmem_state_poisoned(&file->state, page) || !gmem_file_ours(file))
+	/* A copy that came with fork(2), or an object that was opened, does not know all views. */
+	if (err != -EHWPOISON || gmem_state_poisoned(&file->state, page) || !gmem_file_ours(file) || file->opened)
 		return err;
 	gmem_rwlock_lock(&file->invalidate_lock);
 	err = fn(file, page, at, n, bounce);

@@ -330,7 +330,7 @@ static int mark_by_mapping(struct gmem_view *view, uint64_t off, uint64_t len)
 
 /* ---- what a view shows */
 
-/* By the way that was chosen. */
+/* By the way that was chosen. -EINVAL without text: it is served, and this kernel has no page markers. */
 static int mark(struct gmem_view *view, uint64_t off, uint64_t len, bool keep)
 {
 	int err;
@@ -343,13 +343,10 @@ static int mark(struct gmem_view *view, uint64_t off, uint64_t len, bool keep)
 		view->by_mapping = true;
 		return mark_by_mapping(view, off, len);
 	}
-	if (err == -EINVAL)
-		return gmem_err(-EOPNOTSUPP, "view at %p: it is served, and this kernel has no page markers",
-				view->addr);
 	return err;
 }
 
-int gmem_view_mark(struct gmem_view *view, uint64_t off, uint64_t len)
+static int keep_out(struct gmem_view *view, uint64_t off, uint64_t len, bool keep)
 {
 	int err;
 
@@ -364,9 +361,22 @@ int gmem_view_mark(struct gmem_view *view, uint64_t off, uint64_t len)
 	err = choose_way(view);
 	if (err)
 		return err;
-	if (view->private_events)
+	if (view->private_events && !keep)
 		return each_piece_or_err(view, off, len, zap_piece);
-	return mark(view, off, len, false);
+	err = mark(view, off, len, keep);
+	return err == -EINVAL ? gmem_err(-EOPNOTSUPP, "view at %p: it is served, and this kernel has no page markers",
+					 view->addr) :
+				err;
+}
+
+int gmem_view_mark(struct gmem_view *view, uint64_t off, uint64_t len)
+{
+	return keep_out(view, off, len, false);
+}
+
+int gmem_view_mark_rest(struct gmem_view *view, uint64_t off, uint64_t len)
+{
+	return keep_out(view, off, len, true);
 }
 
 int gmem_view_mark_lost(struct gmem_view *view, uint64_t off, uint64_t len, bool fresh)
@@ -382,7 +392,14 @@ int gmem_view_mark_lost(struct gmem_view *view, uint64_t off, uint64_t len, bool
 	if (!err)
 		err = mark(view, off, len, !fresh);
 	/* Served, and no markers: its touchers wait, as at a page that its server lost. */
-	return err == -EOPNOTSUPP && view->use == GMEM_VIEW_SERVED ? 0 : err;
+	return err == -EINVAL ? 0 : err;
+}
+
+static int unregister_piece(struct gmem_view *view, const struct gmem_piece *piece)
+{
+	int err = zap_piece(view, piece);
+
+	return err ? err : gmem_sys_uffd_unregister(view->uffd, hva_of(view, piece->off), piece->len);
 }
 
 void gmem_view_unmark_lost(struct gmem_view *view)
@@ -391,10 +408,7 @@ void gmem_view_unmark_lost(struct gmem_view *view)
 		return;
 	if (view->by_mapping && !each_own_piece(view, view->off, view->len, map_file))
 		view->by_mapping = false;
-	if (view->uffd < 0)
-		return;
-	if (each_own_piece(view, view->off, view->len, zap_piece) ||
-	    gmem_sys_uffd_unregister(view->uffd, hva_of(view, view->off), view->len))
+	if (view->uffd < 0 || each_own_piece(view, view->off, view->len, unregister_piece))
 		return;
 	close(view->uffd);
 	view->uffd = -1;
@@ -466,20 +480,6 @@ int gmem_view_unmark(struct gmem_view *view, uint64_t off, uint64_t len)
 	if (view->use == GMEM_VIEW_PLAIN && len == view->file->page_size && continue_page(view, off))
 		return 0;
 	return surely_own(view, off, len) ? zap_piece(view, &whole) : each_own_piece(view, off, len, zap_piece);
-}
-
-int gmem_view_prepare(struct gmem_view *view)
-{
-	int err = 0;
-
-	if (madvise(view->addr, view->len, MADV_DONTFORK))
-		return gmem_err_sys(-errno, "MADV_DONTFORK");
-	if (view->uffd >= 0 && !view->by_mapping)
-		err = gmem_sys_uffd_register(view->uffd, hva_of(view, view->off), view->len, GMEM_SYS_UFFD_WP);
-	if (err)
-		return gmem_err_sys(err, "view at %p: userfaultfd", view->addr);
-	err = gmem_view_mark_private(view);
-	return err ? err : gmem_view_mark_all_lost(view);
 }
 
 int gmem_view_mark_private(struct gmem_view *view)

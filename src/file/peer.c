@@ -97,8 +97,8 @@ static int wait_for_conversion(struct gmem_peer *p)
 	uint64_t end = gmem_futex_now() + JOIN_LIMIT_NS;
 
 	if (atomic_load(&h->owner_hidden))
-		return gmem_err(-EBUSY, "gmem_file_open: this memory has private pages, and the process that made it "
-					"has no /proc: it could not be told from a dead one");
+		return gmem_err(-EBUSY, "gmem_file_open: this memory has private pages, or lost ones, and the process "
+					"that made it has no /proc: it could not be told from a dead one");
 	while (turn & 1 && atomic_load(&h->converting) == turn && gmem_peer_owner_lives(p)) {
 		if (gmem_futex_now() > end)
 			return gmem_err(-EBUSY,

@@ -18,6 +18,10 @@
  * alone: views follow after the sides are stored, so a peer that is late keeps its host out of too much, and never
  * lets it in to too much; one that does not answer, or cannot let it in, is not waited for and tries again by itself.
  *
+ * Where memory fails (gmem_file_poison()) it is HOLD, POISON, which marks all views that can be, and RELEASE, once
+ * the words say so and the memory is gone; nothing stops it. Who did not answer marks with RELEASE, too late to keep a
+ * zero from being seen. When pages were healed there is RELEASE alone.
+ *
  * Who died is not waited for: each has a lock on a byte of the table's file (sys/life.h). An agent whose owner dies
  * does as with RELEASE. A peer that lives and does not answer makes a conversion to private fail.
  *
@@ -44,7 +48,14 @@ struct gmem_view;
 #define GMEM_PEER_OWNER GMEM_STATE_MAX_PEERS /* the owner's byte; the peers have those before */
 #define GMEM_PEER_LOOK_NS 50000000ull /* so often those who wait look whether the other one lives */
 
-enum gmem_peer_op { GMEM_PEER_NONE, GMEM_PEER_HOLD, GMEM_PEER_LOOK, GMEM_PEER_MARK, GMEM_PEER_RELEASE };
+enum gmem_peer_op {
+	GMEM_PEER_NONE,
+	GMEM_PEER_HOLD,
+	GMEM_PEER_LOOK,
+	GMEM_PEER_MARK,
+	GMEM_PEER_RELEASE,
+	GMEM_PEER_POISON
+};
 
 #define GMEM_PEER_OP_BITS 3
 #define GMEM_PEER_OP_MASK ((1u << GMEM_PEER_OP_BITS) - 1)
@@ -74,7 +85,8 @@ _Static_assert(sizeof(struct gmem_peer_page) <= GMEM_STATE_PEER_LEN, "a peer's p
 
 /* The owner's part. */
 struct gmem_round {
-	int life; /* its sign of life, or -1 before the first conversion */
+	const char *who; /* began it, for texts */
+	int life; /* its sign of life, or -1 before the first round */
 	uint32_t seq; /* of the last request */
 	uint32_t peers; /* a bit each: those who are asked */
 	uint32_t stuck; /* those of them who did not answer */
@@ -122,8 +134,8 @@ bool gmem_peer_owner_lives(const struct gmem_peer *peer);
 
 /* ---- round.c: the owner. Invalidate lock held, exclusive. */
 
-/* Around each conversion. -EMFILE and the like, with text. */
-int gmem_round_enter(struct gmem_file *file);
+/* Around each of these; `who` is for texts. -EMFILE and the like, with text. */
+int gmem_round_enter(struct gmem_file *file, const char *who);
 void gmem_round_leave(struct gmem_file *file);
 
 /*
@@ -135,6 +147,8 @@ int gmem_round_hold(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t
 int gmem_round_mark(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t *ret_error_off);
 /* To shared: nobody's pins are in the way, and who does not answer is not waited for. */
 void gmem_round_hold_shared(struct gmem_file *file, uint64_t off, uint64_t len);
+/* Both steps before memory that fails is dropped; the first error, when all has been done that can be. With text. */
+int gmem_round_poison(struct gmem_file *file, uint64_t off, uint64_t len);
 /* `wait`: until who can answer has done it. */
 void gmem_round_release(struct gmem_file *file, uint64_t off, uint64_t len, bool wait);
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What the owner of a memory asks of its peers in the course of a conversion. */
+/* What the owner of a memory asks of its peers when pages are converted, fail, or are healed. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -33,11 +33,11 @@ static int show_life(struct gmem_file *file)
 		return 0;
 	}
 	if (life < 0)
-		return gmem_err_sys(life, "gmem_file_set_attributes: a sign of life");
+		return gmem_err_sys(life, "%s: a sign of life", file->round.who);
 	err = gmem_life_take(life, GMEM_PEER_OWNER);
 	if (err) {
 		close(life);
-		return gmem_err_sys(err, "gmem_file_set_attributes: a lock on the state table");
+		return gmem_err_sys(err, "%s: a lock on the state table", file->round.who);
 	}
 	atomic_store(&h->owner_pid, getpid());
 	atomic_store(&h->owner_pid_space, gmem_pid_space());
@@ -84,12 +84,14 @@ static void meet(struct gmem_file *file)
 	}
 }
 
-int gmem_round_enter(struct gmem_file *file)
+int gmem_round_enter(struct gmem_file *file, const char *who)
 {
 	struct gmem_state_header *h = file->state.header;
 	struct gmem_round *r = &file->round;
-	int err = r->life < 0 ? show_life(file) : 0;
+	int err;
 
+	r->who = who;
+	err = r->life < 0 ? show_life(file) : 0;
 	if (err)
 		return err;
 	/* Pairs with gmem_peer_join(), where the bit is set and this is looked at. */
@@ -98,8 +100,10 @@ int gmem_round_enter(struct gmem_file *file)
 	r->peers = atomic_load(&h->peers);
 	if (r->peers && r->life < 0) {
 		gmem_round_leave(file);
-		return gmem_err(-EBUSY, "gmem_file_set_attributes: this memory is open in another object too, which "
-					"could not tell this process from a dead one: it has no /proc");
+		return gmem_err(-EBUSY,
+				"%s: this memory is open in another object too, which could not tell this process from "
+				"a dead one: it has no /proc",
+				who);
 	}
 	if (r->peers)
 		meet(file);
@@ -137,8 +141,9 @@ static uint32_t post(struct gmem_file *file, unsigned int n, enum gmem_peer_op o
 }
 
 /* What a peer says is not trusted further than it has to be. */
-static int its_error(const struct gmem_peer_page *page, uint64_t off, uint64_t len, uint64_t *ret_error_off)
+static int its_error(const struct gmem_file *file, unsigned int n, uint64_t off, uint64_t len, uint64_t *ret_error_off)
 {
+	const struct gmem_peer_page *page = gmem_peer_page(&file->state, n);
 	int err = page->error < 0 && page->error > -4096 ? page->error : page->error ? -EIO : 0;
 	char text[sizeof(page->text)];
 
@@ -148,7 +153,13 @@ static int its_error(const struct gmem_peer_page *page, uint64_t off, uint64_t l
 		*ret_error_off = page->error_off;
 	memcpy(text, page->text, sizeof(text));
 	text[sizeof(text) - 1] = '\0';
-	return gmem_err(err, "gmem_file_set_attributes: process %d: %s", (int)atomic_load(&page->pid), text);
+	return gmem_err(err, "%s: process %d: %s", file->round.who, (int)atomic_load(&page->pid), text);
+}
+
+static int no_answer(const struct gmem_file *file, unsigned int n)
+{
+	return gmem_err(-EBUSY, "%s: process %d has this memory open and does not answer: is it stopped?",
+			file->round.who, (int)atomic_load(&gmem_peer_page(&file->state, n)->pid));
 }
 
 /* 0 also for one that has gone: it shows nothing any more. */
@@ -167,10 +178,7 @@ static int await(struct gmem_file *file, unsigned int n, uint32_t request, uint6
 			return 0;
 		if (now >= end) {
 			r->stuck |= 1u << n;
-			return gmem_err(-EBUSY,
-					"gmem_file_set_attributes: process %d has this memory open and does not "
-					"answer: is it stopped?",
-					(int)atomic_load(&page->pid));
+			return no_answer(file, n);
 		}
 		if (gmem_futex_wait(&page->answer, answer, gmem_min_u64(GMEM_PEER_LOOK_NS, end - now)) != -ETIMEDOUT ||
 		    lives(file, n))
@@ -201,7 +209,7 @@ static int ask(struct gmem_file *file, uint32_t whom, enum gmem_peer_op op, uint
 			continue;
 		one = await(file, n, request[n], end);
 		if (!one && file->round.peers & 1u << n)
-			one = its_error(gmem_peer_page(&file->state, n), off, len, &error_off);
+			one = its_error(file, n, off, len, &error_off);
 		if (err || !one)
 			continue;
 		err = one;
@@ -237,6 +245,21 @@ void gmem_round_hold_shared(struct gmem_file *file, uint64_t off, uint64_t len)
 int gmem_round_mark(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t *ret_error_off)
 {
 	return file->round.peers ? ask(file, file->round.peers, GMEM_PEER_MARK, off, len, ret_error_off) : 0;
+}
+
+int gmem_round_poison(struct gmem_file *file, uint64_t off, uint64_t len)
+{
+	struct gmem_round *r = &file->round;
+	uint64_t where;
+	int err = 0;
+
+	/* A pin is no reason to go on showing memory that has failed. */
+	gmem_round_hold_shared(file, off, len);
+	if (r->peers & ~r->stuck)
+		err = ask(file, r->peers & ~r->stuck, GMEM_PEER_POISON, off, len, &where);
+	if (!err && r->stuck)
+		err = no_answer(file, (unsigned int)__builtin_ctz(r->stuck));
+	return err;
 }
 
 void gmem_round_release(struct gmem_file *file, uint64_t off, uint64_t len, bool wait)

@@ -19,6 +19,7 @@
 #include "base/range.h"
 #include "file/file.h"
 #include "sys/uapi.h"
+#include "sys/uffd.h"
 
 static int check(const struct gmem_view *view, const char *who)
 {
@@ -89,6 +90,24 @@ out_unlock:
 }
 
 /*
+ * The new mapping, which nobody can touch yet: marks what is private or poisoned, and registers it with the descriptor
+ * that the view has. It may open one.
+ */
+static int prepare(struct gmem_view *view)
+{
+	int err = 0;
+
+	if (madvise(view->addr, view->len, MADV_DONTFORK))
+		return gmem_err_sys(-errno, "MADV_DONTFORK");
+	if (view->uffd >= 0 && !view->by_mapping)
+		err = gmem_sys_uffd_register(view->uffd, (uint64_t)(uintptr_t)view->addr, view->len, GMEM_SYS_UFFD_WP);
+	if (err)
+		return gmem_err_sys(err, "view at %p: userfaultfd", view->addr);
+	err = gmem_view_mark_private(view);
+	return err ? err : gmem_view_mark_all_lost(view);
+}
+
+/*
  * Maps `new`, which is a copy of a view but for address and length, and opens it when it is marked. `flags` says of its
  * address what mmap(2) is to make of it.
  */
@@ -102,7 +121,7 @@ static int map_new(struct gmem_view *new, int flags)
 	if (new->addr == MAP_FAILED)
 		return gmem_err_sys(-errno, "gmem_view_remap: %llu bytes", (unsigned long long)new->len);
 	/* A kernel before 4.17 takes MAP_FIXED_NOREPLACE for a wish. */
-	err = flags && new->addr != hint ? gmem_err_sys(-EEXIST, "gmem_view_remap") : gmem_view_prepare(new);
+	err = flags && new->addr != hint ? gmem_err_sys(-EEXIST, "gmem_view_remap") : prepare(new);
 	if (!err && mprotect(new->addr, new->len, new->prot))
 		err = gmem_err_sys(-errno, "gmem_view_remap: mprotect");
 	if (!err)
