@@ -282,12 +282,26 @@ TEST(punch_in_part_and_whole)
 TEST(views_are_of_whole_pages)
 {
 	struct gmem_file *file = huge_file(2, 0);
-	struct gmem_view *view;
+	struct gmem_view *view, *other;
 
+	catch_bus();
 	CHECK_ERR(gmem_view_map(file, P, H, PROT_READ, &view), -EINVAL);
 	CHECK_HAS(gmem_last_error(), "2097152");
 	CHECK_ERR(gmem_view_map(file, 0, H + P, PROT_READ, &view), -EINVAL);
 	CHECK_OK(gmem_view_map(file, H, H, PROT_READ, &view));
+	gmem_view_unmap(view);
+	/* Or a part would stay mapped when its view is gone, and show what becomes private. */
+	view = view_of(file, 0, 2 * H_PAGES, PROT_READ);
+	CHECK_ERR(gmem_view_split(view, P, &other), -EINVAL);
+	CHECK_HAS(gmem_last_error(), "2097152");
+	CHECK_ERR(gmem_view_remap(view, H + P, NULL), -EINVAL);
+	CHECK_HAS(gmem_last_error(), "2097152");
+	CHECK_ERR(gmem_view_remap(view, 2 * H, (char *)gmem_view_addr(view) + 2 * H + P), -EINVAL);
+	CHECK_OK(gmem_view_split(view, H, &other));
+	CHECK_OK(gmem_file_set_attributes(file, H, H, PRIVATE, NULL));
+	CHECK_EQ(peek(gmem_view_addr(other)), -1);
+	CHECK_EQ(peek(gmem_view_addr(view)), 0);
+	gmem_view_unmap(other);
 	gmem_view_unmap(view);
 	gmem_file_free(file);
 }

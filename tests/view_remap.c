@@ -8,6 +8,8 @@
 #include "sys/uapi.h"
 #include "view_util.h"
 
+#define MANY 200000ull
+
 #define RW (PROT_READ | PROT_WRITE)
 
 static struct gmem_file *filled(uint64_t npages, uint32_t flags)
@@ -352,6 +354,54 @@ TEST(part_moved_away_cannot_become_private)
 	CHECK_EQ(look(room), 5);
 	CHECK_EQ(munmap(room, 4 * P), 0);
 	convert(file, 0, 16, PRIVATE);
+	gmem_file_free(file);
+}
+
+/* As many mappings as a process may have. */
+static void map_until_full(char **ret, uint64_t *ret_len)
+{
+	char *p = mmap(NULL, MANY * P, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	uint64_t i = 1;
+
+	CHECK(p != MAP_FAILED);
+	while (i < MANY && !mprotect(p + i * P, P, PROT_READ))
+		i += 2;
+	*ret = p;
+	*ret_len = MANY * P;
+	if (i >= MANY)
+		SKIP("mappings", "more than %llu mappings are allowed here", (unsigned long long)MANY);
+	/* The last one or two: at the end of a mapping that is there. */
+	while (mmap(NULL, P, i++ % 2 ? PROT_READ : PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) != MAP_FAILED &&
+	       i < 2 * MANY)
+		;
+}
+
+TEST(a_part_that_cannot_be_unmapped_cannot_become_private)
+{
+	struct gmem_file *file = filled(8, 0);
+	struct gmem_view *a = view_of(file, 0, 8, RW), *b, *c;
+	uint64_t len;
+	char *room;
+
+	if (tap_emulator())
+		SKIP("mappings", "%s counts its own", tap_emulator());
+	convert(file, 0, 8, PRIVATE);
+	convert(file, 0, 8, 0);
+	CHECK_OK(gmem_view_split(a, 2 * P, &b));
+	CHECK_OK(gmem_view_split(b, 2 * P, &c));
+	map_until_full(&room, &len);
+	/* One mapping of three views, which would become two. */
+	gmem_view_unmap(b);
+	munmap(room, len);
+	if (look(page_of(a, 3)) == SEGV)
+		SKIP("mappings", "there was one left");
+	CHECK_ERR(gmem_file_set_attributes(file, 0, 8 * P, PRIVATE, NULL), -EOPNOTSUPP);
+	CHECK_EQ(look(page_of(a, 3)), 4);
+	convert(file, 4, 4, PRIVATE);
+	CHECK_EQ(munmap(page_of(a, 2), 2 * P), 0);
+	convert(file, 0, 8, PRIVATE);
+	gmem_view_unmap(a);
+	gmem_view_unmap(c);
 	gmem_file_free(file);
 }
 

@@ -176,6 +176,16 @@ int gmem_file_strayed(struct gmem_file *file, const struct gmem_view *view, uint
 	return strayed ? 1 : err == -ENOENT ? 0 : err;
 }
 
+/*
+ * To take a part out of the middle of a mapping is to have one more, of which there may be too many (-ENOMEM): then it
+ * stays, and is no view's.
+ */
+static void unmap(const struct gmem_view *view, uint64_t off, uint64_t len)
+{
+	if (munmap(gmem_view_at(view, off), len))
+		view->file->torn = true;
+}
+
 void gmem_view_unmap_pieces(const struct gmem_view *view, uint64_t off, uint64_t len)
 {
 	uint64_t gap = UINT64_MAX, gap_end = 0;
@@ -185,7 +195,7 @@ void gmem_view_unmap_pieces(const struct gmem_view *view, uint64_t off, uint64_t
 
 	while (!err && (got = gmem_pieces_next(&pieces, &piece)) > 0) {
 		if (piece.kind != GMEM_PIECE_OTHER) {
-			munmap(gmem_view_at(view, piece.off), piece.len);
+			unmap(view, piece.off, piece.len);
 			continue;
 		}
 		gap = gmem_min_u64(gap, piece.off);
@@ -193,7 +203,7 @@ void gmem_view_unmap_pieces(const struct gmem_view *view, uint64_t off, uint64_t
 	}
 	/* Nobody can look now, and what stays mapped would show what becomes private. */
 	if (err || got < 0)
-		munmap(gmem_view_at(view, pieces.off), pieces.end - pieces.off);
+		unmap(view, pieces.off, pieces.end - pieces.off);
 	gmem_pieces_end(&pieces);
 	/* The view will not be there to miss it. What cannot be looked for may well be so. */
 	if (gap < gap_end && gmem_file_strayed(view->file, NULL, gap, gap_end - gap))

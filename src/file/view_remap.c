@@ -45,9 +45,10 @@ int gmem_view_split(struct gmem_view *view, uint64_t len, struct gmem_view **ret
 
 	if (err)
 		return err;
-	if (!len || !gmem_page_aligned(len) || len >= view->len)
-		return gmem_err(-EINVAL, "gmem_view_split: len 0x%llx: not a multiple of %u between 0 and 0x%llx",
-				(unsigned long long)len, GMEM_PAGE_SIZE, (unsigned long long)view->len);
+	if (!len || (len & (view->file->page_size - 1)) || len >= view->len)
+		return gmem_err(-EINVAL, "gmem_view_split: len 0x%llx: not a multiple of %llu between 0 and 0x%llx",
+				(unsigned long long)len, (unsigned long long)view->file->page_size,
+				(unsigned long long)view->len);
 	rest = malloc(sizeof(*rest));
 	if (!rest)
 		return gmem_err_sys(-ENOMEM, "gmem_view_split");
@@ -218,14 +219,14 @@ static int check_place(const struct gmem_view *view, uint64_t new_len, uint64_t 
 {
 	uint64_t old = (uint64_t)(uintptr_t)view->addr;
 
-	if (!new_len || !gmem_page_aligned(new_len))
-		return gmem_err(-EINVAL, "gmem_view_remap: len 0x%llx: not a multiple of %u above 0",
-				(unsigned long long)new_len, GMEM_PAGE_SIZE);
+	if (!new_len || (new_len & (view->file->page_size - 1)))
+		return gmem_err(-EINVAL, "gmem_view_remap: len 0x%llx: not a multiple of %llu above 0",
+				(unsigned long long)new_len, (unsigned long long)view->file->page_size);
 	if (!hva || hva == old)
 		return 0;
-	if (!gmem_page_aligned(hva) || hva + new_len < hva)
-		return gmem_err(-EINVAL, "gmem_view_remap: addr 0x%llx: not a multiple of %u, or wraps",
-				(unsigned long long)hva, GMEM_PAGE_SIZE);
+	if ((hva & (view->file->page_size - 1)) || hva + new_len < hva)
+		return gmem_err(-EINVAL, "gmem_view_remap: addr 0x%llx: not a multiple of %llu, or wraps",
+				(unsigned long long)hva, (unsigned long long)view->file->page_size);
 	if (gmem_range_overlaps(hva, new_len, old, view->len))
 		return gmem_err(-EINVAL, "gmem_view_remap: addr 0x%llx: overlaps where the view is",
 				(unsigned long long)hva);
