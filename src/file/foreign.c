@@ -138,7 +138,7 @@ static bool places_changed(struct look *l, bool note)
 	return changed;
 }
 
-/* -EBUSY: found. What cannot be looked at is skipped. */
+/* -EBUSY: found. Of other processes, what cannot be looked at is skipped. */
 static int look_at(void *opaque, pid_t pid)
 {
 	struct look *l = opaque;
@@ -148,27 +148,47 @@ static int look_at(void *opaque, pid_t pid)
 		l->pid = pid;
 		l->members = 0;
 		l->shows = false;
-		if (gmem_sys_maps_each(pid, survey, l))
-			return 0;
+		err = gmem_sys_maps_each(pid, survey, l);
+		if (err)
+			return pid ? 0 : err;
 		places_changed(l, true);
 		err = l->shows ? gmem_sys_maps_each(pid, compare, l) : 0;
 	} while (err == -EBUSY && places_changed(l, false));
 	l->seen |= l->members;
-	return err == -EBUSY ? err : 0;
+	return err == -EBUSY || !pid ? err : 0;
+}
+
+static int begin(struct look *l, struct gmem_file *file, uint64_t off, uint64_t len)
+{
+	struct stat st;
+
+	*l = (struct look){ .file = file, .off = off, .len = len };
+	if (fstat(file->state.fd, &st))
+		return gmem_err_sys(-errno, "gmem_file_set_attributes: state table");
+	l->state_dev = st.st_dev;
+	l->state_ino = st.st_ino;
+	return 0;
+}
+
+int gmem_foreign_here(struct gmem_file *file, uint64_t off, uint64_t len)
+{
+	struct look l;
+	int err = begin(&l, file, off, len);
+
+	if (!err)
+		err = look_at(&l, 0);
+	return err == -EBUSY ? 1 : err;
 }
 
 int gmem_foreign_look(struct gmem_file *file, uint64_t off, uint64_t len, uint32_t *ret_seen, uint64_t *ret_error_off)
 {
-	struct look l = { .file = file, .off = off, .len = len };
-	struct stat st;
-	int err;
+	struct look l;
+	int err = begin(&l, file, off, len);
 
-	if (fstat(file->state.fd, &st))
-		return gmem_err_sys(-errno, "gmem_file_set_attributes: state table");
-	l.state_dev = st.st_dev;
-	l.state_ino = st.st_ino;
+	if (err)
+		return err;
 	err = look_at(&l, 0);
-	if (!err && ret_seen)
+	if (err != -EBUSY && ret_seen)
 		err = gmem_sys_processes_each(look_at, &l);
 	if (ret_seen)
 		*ret_seen = l.seen;

@@ -161,5 +161,7 @@ void gmem_round_release(struct gmem_file *file, uint64_t off, uint64_t len, bool
  * and place.
  */
 int gmem_foreign_look(struct gmem_file *file, uint64_t off, uint64_t len, uint32_t *ret_seen, uint64_t *ret_error_off);
+/* The same of this process alone: 1, 0, or why nobody can look. */
+int gmem_foreign_here(struct gmem_file *file, uint64_t off, uint64_t len);
 
 #endif

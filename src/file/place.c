@@ -173,6 +173,9 @@ int gmem_file_strayed(struct gmem_file *file, const struct gmem_view *view, uint
 		}
 	}
 	end(file, fd);
+	/* Or it is a view of another object of this process, of which its place tells. */
+	if (strayed && atomic_load(&file->state.header->peers) && !gmem_foreign_here(file, off, end_off - off))
+		strayed = false;
 	return strayed ? 1 : err == -ENOENT ? 0 : err;
 }
 
