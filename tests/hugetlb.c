@@ -306,6 +306,33 @@ TEST(views_are_of_whole_pages)
 	gmem_file_free(file);
 }
 
+TEST(a_lost_huge_page_is_no_zero)
+{
+	struct gmem_file *file = huge_file(4, 0);
+	struct gmem_view *view = view_of(file, 0, 4 * H_PAGES, PROT_READ | PROT_WRITE);
+	char byte;
+
+	need_markers();
+	catch_bus();
+	memset(gmem_view_addr(view), 'l', 4 * H);
+	CHECK_OK(gmem_file_set_attributes(file, 2 * H, H, PRIVATE, NULL));
+	/* A huge page fails as a whole, on either side. */
+	CHECK_OK(gmem_file_poison(file, 5 * P, P));
+	CHECK_OK(gmem_file_poison(file, 2 * H, H));
+	for (uint64_t i = 0; i < 4 * H_PAGES; i += 37)
+		CHECK_EQ(peek(page_of(view, i)), i / H_PAGES % 2 ? 'l' : -1);
+	CHECK_ERR(gmem_file_read(file, H - P, &byte, 1), -EHWPOISON);
+	CHECK_OK(gmem_file_set_attributes(file, 2 * H, H, 0, NULL));
+	CHECK_OK(gmem_file_punch(file, 5 * P, P));
+	CHECK_EQ(peek(page_of(view, 5)), -1);
+	CHECK_EQ(peek(page_of(view, 2 * H_PAGES)), -1);
+	CHECK_OK(gmem_file_punch(file, 0, 4 * H));
+	for (uint64_t i = 0; i < 4 * H_PAGES; i += 37)
+		CHECK_EQ(peek(page_of(view, i)), 0);
+	gmem_view_unmap(view);
+	gmem_file_free(file);
+}
+
 static void check_conversion(void)
 {
 	struct gmem_file *file = huge_file(4, 0);

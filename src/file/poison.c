@@ -96,7 +96,8 @@ static int mark_lost(struct gmem_view *view, uint64_t off, uint64_t len)
 
 		for (page = first; page < end && unit_lost(view->file, page);)
 			page += unit;
-		err = gmem_view_mark_lost(view, first << GMEM_PAGE_SHIFT, (page - first) << GMEM_PAGE_SHIFT, false);
+		/* Of a huge page the marks went with the memory, and somebody may have touched it since. */
+		err = gmem_view_mark_lost(view, first << GMEM_PAGE_SHIFT, (page - first) << GMEM_PAGE_SHIFT, unit > 1);
 	}
 	return err;
 }
