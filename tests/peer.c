@@ -2,6 +2,7 @@
 /* Private pages of a memory that several processes have open: what each of them sees, and what is in the way. */
 #include "tap.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
 
 #include "peer_util.h"
@@ -369,6 +370,57 @@ TEST(who_did_not_ask_pays_nothing)
 	CHECK(gmem_file_fd(file) == file->fd);
 	CHECK_ERR(to_private(file, 0, N, &error_off), -EBUSY);
 	munmap(raw, P);
+	gmem_file_free(file);
+}
+
+/* ---- who comes in the middle of a conversion, to a place that was another one's */
+
+static _Atomic bool has_come, has_mapped;
+
+static void *go_and_come(void *peer)
+{
+	const struct gmem_file *old = peer;
+	int memory = fcntl(old->fd, F_DUPFD_CLOEXEC, 0), state = fcntl(old->state.fd, F_DUPFD_CLOEXEC, 0);
+	struct gmem_file *file;
+	struct gmem_view *view;
+
+	gmem_file_free(peer);
+	CHECK_OK(gmem_file_open(memory, state, &file));
+	atomic_store(&has_come, true);
+	view = view_of(file, 0, N, PROT_READ);
+	atomic_store(&has_mapped, true);
+	gmem_view_unmap(view);
+	gmem_file_free(file);
+	close(memory);
+	close(state);
+	return NULL;
+}
+
+TEST(who_takes_ones_place_is_not_asked)
+{
+	struct gmem_file *file = numbered(), *peer;
+	uint32_t incarnation;
+	uint64_t error_off;
+	pthread_t t;
+
+	CHECK_OK(gmem_file_open(gmem_file_fd(file), gmem_file_state_fd(file), &peer));
+	gmem_rwlock_lock(&file->invalidate_lock);
+	CHECK_OK(gmem_round_enter(file));
+	incarnation = file->round.incarnation[0];
+	CHECK_EQ(pthread_create(&t, NULL, go_and_come, peer), 0);
+	/* It is there when its agent is, and sets its bit then. */
+	while (atomic_load(&gmem_peer_page(&file->state, 0)->incarnation) == incarnation ||
+	       !atomic_load(&file->state.header->peers))
+		usleep(100);
+	CHECK_OK(gmem_round_hold(file, 0, P, &error_off));
+	CHECK(!atomic_load(&has_come));
+	gmem_round_release(file, 0, P, true);
+	gmem_round_leave(file);
+	gmem_rwlock_unlock(&file->invalidate_lock);
+	for (uint64_t end = now_ms() + 5000; !atomic_load(&has_mapped) && now_ms() < end;)
+		usleep(1000);
+	CHECK(atomic_load(&has_mapped));
+	pthread_join(t, NULL);
 	gmem_file_free(file);
 }
 

@@ -99,12 +99,13 @@ static void answer(struct gmem_peer *p, int err, uint64_t error_off)
 static void take_request(struct gmem_peer *p, uint32_t request)
 {
 	uint64_t off = atomic_load(&p->page->off), len = atomic_load(&p->page->len), error_off = off;
-	uint32_t op = request & GMEM_PEER_OP_MASK;
+	uint32_t op = request & GMEM_PEER_OP_MASK, whom = atomic_load(&p->page->whom);
 
 	if (atomic_load(&p->page->request) != request)
 		return;
 	p->seen = request & ~GMEM_PEER_STOP;
-	if (op != GMEM_PEER_NONE) {
+	/* For who was here before: that one is not waited for, and nobody would release what we held for it. */
+	if (op != GMEM_PEER_NONE && whom == p->incarnation) {
 		int err = serve(p, op, off, len, &error_off);
 
 		answer(p, err, error_off);

@@ -62,7 +62,7 @@ static int map_place(struct gmem_peer *p)
 	if (madvise(page, GMEM_STATE_PEER_LEN, MADV_DONTFORK))
 		return gmem_err_sys(-errno, "gmem_file_open: MADV_DONTFORK");
 	atomic_fetch_and(&s->header->peers, ~bit_of(p));
-	atomic_fetch_add(&page->incarnation, 1);
+	p->incarnation = atomic_fetch_add(&page->incarnation, 1) + 1;
 	for (unsigned int i = 0; i < GMEM_PEER_MAX_VIEWS; i++)
 		if (atomic_load(&page->views[i].len))
 			atomic_store(&page->views[i].len, 0);

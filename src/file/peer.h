@@ -72,6 +72,7 @@ struct gmem_peer_page {
 	_Atomic uint32_t incarnation; /* of the place: who was there before is dead */
 	_Atomic uint32_t request; /* a number that grows, and the operation */
 	_Atomic uint64_t off, len; /* of the request; it is NONE while they change */
+	_Atomic uint32_t whom; /* it is for, by incarnation: who comes meanwhile is not asked */
 	_Atomic uint32_t answer; /* the request that is done */
 	int32_t error;
 	uint64_t error_off;
@@ -120,6 +121,7 @@ struct gmem_peer {
 	struct gmem_peer_page *page; /* a mapping of its own, by which the process is known: see foreign.c */
 	int life;
 	unsigned int number;
+	uint32_t incarnation;
 	pthread_t thread;
 	_Atomic bool stop;
 	/* The agent's own. */

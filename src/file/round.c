@@ -134,6 +134,7 @@ static uint32_t post(struct gmem_file *file, unsigned int n, enum gmem_peer_op o
 	atomic_store(&page->request, next_request(&file->round, GMEM_PEER_NONE));
 	atomic_store(&page->off, off);
 	atomic_store(&page->len, len);
+	atomic_store(&page->whom, file->round.incarnation[n]);
 	request = next_request(&file->round, op);
 	atomic_store(&page->request, request);
 	gmem_futex_wake(&page->request);

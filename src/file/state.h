@@ -31,7 +31,7 @@
 #include "gmem.h"
 
 #define GMEM_STATE_MAGIC 0x45544154534d4547ull /* "GEMSTATE" */
-#define GMEM_STATE_VERSION 4u
+#define GMEM_STATE_VERSION 5u
 #define GMEM_STATE_MAX_REGIONS 32u
 #define GMEM_STATE_MAX_PEERS 32u
 #define GMEM_STATE_PEER_LEN 16384u /* bytes of the table's file for each: struct gmem_peer_page */
