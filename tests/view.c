@@ -6,7 +6,7 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 
-#define P 4096ull
+#include "view_util.h"
 
 static struct gmem_file *new_file(uint64_t len)
 {
@@ -133,5 +133,47 @@ TEST(a_child_does_not_inherit_a_view)
 	}
 	CHECK_EQ(*(volatile char *)gmem_view_addr(view), 1);
 	gmem_view_unmap(view);
+	gmem_file_free(file);
+}
+
+/* Who unmaps a view by himself, and maps another, is given the same address. */
+TEST(a_later_view_at_the_address_of_one)
+{
+	struct gmem_file *file = file_of(16, 0);
+	struct gmem_view *a = view_of(file, 0, 16, PROT_READ | PROT_WRITE), *b;
+	char *at = gmem_view_addr(a);
+
+	catch_faults();
+	for (int i = 0; i < 16; i++)
+		at[i * (int)P] = (char)(i + 1);
+	for (int round = 0; round < 2; round++) {
+		CHECK_EQ(munmap(at + 4 * P, 8 * P), 0);
+		b = view_of(file, 4, 4, PROT_READ | PROT_WRITE);
+		CHECK_OK(gmem_view_remap(b, 4 * P, at + 4 * P));
+		CHECK(gmem_view_addr(b) == at + 4 * P);
+		convert(file, 2, 4, PRIVATE);
+		for (uint64_t i = 0; i < 8; i++)
+			CHECK_EQ(look(at + i * P), i >= 2 && i < 6 ? BUS : (int)i + 1);
+		CHECK_EQ(look(at + 8 * P), SEGV);
+		convert(file, 2, 4, 0);
+		for (uint64_t i = 0; i < 8; i++)
+			CHECK_EQ(look(at + i * P), (int)i + 1);
+		CHECK_ERR(gmem_view_remap(a, 20 * P, NULL), -EFAULT);
+		if (round) {
+			gmem_view_unmap(b);
+			CHECK_EQ(look(at + 4 * P), SEGV);
+			CHECK_EQ(look(at + 3 * P), 4);
+			gmem_view_unmap(a);
+			break;
+		}
+		gmem_view_unmap(a);
+		CHECK_EQ(look(at + 3 * P), SEGV);
+		CHECK_EQ(look(at + 4 * P), 5);
+		CHECK_EQ(look(at + 7 * P), 8);
+		gmem_view_unmap(b);
+		CHECK_EQ(look(at + 4 * P), SEGV);
+		a = view_of(file, 0, 16, PROT_READ | PROT_WRITE);
+		at = gmem_view_addr(a);
+	}
 	gmem_file_free(file);
 }

@@ -80,6 +80,32 @@ static enum gmem_piece_kind kind_of(const struct gmem_view *view, const struct g
 	return GMEM_PIECE_OTHER;
 }
 
+/*
+ * What the program has unmapped of a view may be a later one's by now, of the same pages even: one before it in the
+ * list. Is `off` of such a one? *to is brought to where that ends. One that is not in the list was mapped just now.
+ */
+static bool newer_at(const struct gmem_view *view, uint64_t off, uint64_t *to)
+{
+	const struct gmem_view *v = view->file->views;
+	uint64_t at = (uintptr_t)view->addr - view->off;
+
+	while (v && v != view)
+		v = v->next;
+	if (!v)
+		return false;
+	for (v = view->file->views; v != view; v = v->next) {
+		if ((uintptr_t)v->addr - v->off != at || v->off + v->len <= off || v->off >= *to)
+			continue;
+		if (v->off > off) {
+			*to = v->off;
+			continue;
+		}
+		*to = gmem_min_u64(*to, v->off + v->len);
+		return true;
+	}
+	return false;
+}
+
 int gmem_pieces_next(struct gmem_pieces *pieces, struct gmem_piece *ret)
 {
 	uint64_t hva = (uint64_t)(uintptr_t)gmem_view_at(pieces->view, pieces->off), to = pieces->end;
@@ -104,6 +130,14 @@ int gmem_pieces_next(struct gmem_pieces *pieces, struct gmem_piece *ret)
 				ret->prot = m->prot;
 			}
 		}
+	}
+	if (ret->kind != GMEM_PIECE_OTHER) {
+		uint64_t mapped_to = to;
+
+		if (newer_at(pieces->view, pieces->off, &to))
+			ret->kind = GMEM_PIECE_OTHER;
+		/* The rest of this mapping is the next piece. */
+		pieces->ahead = pieces->fd >= 0 && to < mapped_to;
 	}
 	ret->len = to - pieces->off;
 	pieces->off = to;

@@ -152,11 +152,12 @@ void gmem_view_unmap(struct gmem_view *view)
 		return;
 	}
 	gmem_rwlock_lock(&view->file->invalidate_lock);
+	/* While it is in the list, which says whether there are later ones at its address. */
+	gmem_view_unmap_pieces(view, view->off, view->len);
 	at = &view->file->views;
 	while (*at != view)
 		at = &(*at)->next;
 	*at = view->next;
-	gmem_view_unmap_pieces(view, view->off, view->len);
 	gmem_peer_withdraw(view);
 	gmem_rwlock_unlock(&view->file->invalidate_lock);
 	forget(view);

@@ -141,6 +141,18 @@ static void take_over(struct gmem_view *view, const struct gmem_view *new)
 	view->by_mapping = new->by_mapping;
 }
 
+/* The first of the list is who was mapped last, and has the address where another was. */
+static void put_first(struct gmem_view *view)
+{
+	struct gmem_view **at = &view->file->views;
+
+	while (*at != view)
+		at = &(*at)->next;
+	*at = view->next;
+	view->next = view->file->views;
+	view->file->views = view;
+}
+
 static int grow(struct gmem_view *view, uint64_t new_len)
 {
 	struct gmem_view tail = *view;
@@ -154,6 +166,7 @@ static int grow(struct gmem_view *view, uint64_t new_len)
 		return err;
 	take_over(view, &tail);
 	view->len = new_len;
+	put_first(view);
 	return 0;
 }
 
@@ -171,6 +184,7 @@ static int move(struct gmem_view *view, uint64_t new_len, void *addr)
 	take_over(view, &new);
 	view->addr = new.addr;
 	view->len = new_len;
+	put_first(view);
 	return 0;
 }
 
