@@ -220,6 +220,28 @@ TEST(sparse_tebibyte)
 	gmem_file_free(file);
 }
 
+/* To look for the end of a hole once a page took minutes. */
+TEST(holes_of_a_large_guest_memfd)
+{
+	struct gmem_file_opts o = { .size = sizeof(o), .engine = GMEM_ENGINE_KERNEL };
+	static char buf[1 << 20], want[1 << 20];
+	struct gmem_file *file;
+	struct timespec a, b;
+	int err = gmem_file_create(1ull << 34, &o, &file);
+
+	if (err)
+		SKIP("kvm", "%s", gmem_last_error());
+	CHECK_OK(gmem_file_write(file, 5 * P + 7, "here", 4));
+	memcpy(want + 5 * P + 7, "here", 4);
+	clock_gettime(CLOCK_MONOTONIC, &a);
+	CHECK_OK(gmem_file_read(file, 0, buf, sizeof(buf)));
+	clock_gettime(CLOCK_MONOTONIC, &b);
+	CHECK_MEM(buf, want, sizeof(buf));
+	CHECK_EQ(query(file).resident, P);
+	CHECK((b.tv_sec - a.tv_sec) * 1000 + (b.tv_nsec - a.tv_nsec) / 1000000 < 2000);
+	gmem_file_free(file);
+}
+
 /* Random writes, punches and reads against a plain array. */
 TEST_TIMEOUT(model, 60)
 {

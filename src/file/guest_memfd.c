@@ -94,26 +94,33 @@ static int copied(ssize_t n, uint64_t want, char *at)
 	return madvise(page, GMEM_PAGE_SIZE, MADV_POPULATE_READ) && errno == EHWPOISON ? -EHWPOISON : -EIO;
 }
 
+/* That page alone: where data begins behind a hole is a long way to go in a large file. */
+static int read_page(char *at, char *to, uint64_t n)
+{
+	char *page = at - ((uintptr_t)at & (GMEM_PAGE_SIZE - 1));
+	unsigned char in_core;
+
+	if (mincore(page, GMEM_PAGE_SIZE, &in_core))
+		return -errno;
+	if (in_core & 1)
+		return copied(gmem_sys_peek(to, at, n), n, at);
+	/* To look at a page that is not there would give it memory. */
+	memset(to, 0, n);
+	return 0;
+}
+
 static int read_bytes(struct gmem_file *file, uint64_t off, void *buf, uint64_t len)
 {
 	char *window = gmem_file_window(file), *to = buf;
+	int err = 0;
 
 	if (!window)
 		return -EACCES;
-	for (uint64_t n; len; off += n, to += n, len -= n) {
-		int64_t data = next_data(file, off & ~(uint64_t)(GMEM_PAGE_SIZE - 1));
-		int err = 0;
-
+	for (uint64_t n; len && !err; off += n, to += n, len -= n) {
 		n = in_page(off, len);
-		/* To look at a page that is not there would give it memory. */
-		if (data < 0 || (uint64_t)data >= off + n)
-			memset(to, 0, n);
-		else
-			err = copied(gmem_sys_peek(to, window + off, n), n, window + off);
-		if (err)
-			return err;
+		err = read_page(window + off, to, n);
 	}
-	return 0;
+	return err;
 }
 
 static int write_bytes(struct gmem_file *file, uint64_t off, const void *buf, uint64_t len)
