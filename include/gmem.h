@@ -154,9 +154,10 @@ struct gmem_file_opts {
 /*
  * Creates a file of `len` bytes (a multiple of 4 KiB, > 0). No memory is allocated until pages are touched. `opts`
  * may be NULL. -EINVAL (length, flags, needs, name), -ENOMEM, -EMFILE, -ENFILE. GMEM_ENGINE_KERNEL also: -EOPNOTSUPP
- * (flags, or something that is needed, that it has not got), and what /dev/kvm answers (-ENOENT, -EACCES, -ENOTTY,
- * -EINVAL: no guest_memfd of this kind). GMEM_FILE_HUGETLB also: -ENOMEM (too few huge pages: the text says how many,
- * and what to type), -EOPNOTSUPP (a kernel without huge pages of 2 MiB). Returns an object the caller frees.
+ * (flags, or something that is needed, that it has not got), -EBADF (kvm_vm), and what /dev/kvm or kvm_vm answers
+ * (-ENOENT, -EACCES, -ENOTTY, -EINVAL: no guest_memfd of this kind). GMEM_FILE_HUGETLB also: -ENOMEM (too few huge
+ * pages: the text says how many, and what to type), -EOPNOTSUPP (a kernel without huge pages of 2 MiB). Returns an
+ * object the caller frees.
  */
 int gmem_file_create(uint64_t len, const struct gmem_file_opts *opts, struct gmem_file **ret);
 
@@ -244,9 +245,10 @@ pid_t gmem_file_want_fill(struct gmem_file *file);
  * reaches past the end), -EAGAIN (a page is pinned; GMEM_FILE_STRICT: part of a large page is in use), -ENOMEM,
  * -ENOSPC. Also -EBUSY (to private: the memory is, or once was, behind a keeper, or in a forked child's view; a mapping
  * that is no view shows part of the range; a process that has the file open does not answer for 2 s), -EPERM (the
- * object was opened by gmem_file_open()), -EOPNOTSUPP (a view that cannot be marked), -EMFILE, -ENFILE, -EIO (after
- * fork(2)); and what processes that have the file open answer. `ret_error_off`, if not NULL, is set on failures other
- * than -EINVAL: the first page that stood in the way, or where the range begins.
+ * object was opened by gmem_file_open()), -EOPNOTSUPP (a view that cannot be marked; kernel engine: a slot of gmem_vm),
+ * -EMFILE, -ENFILE, -EIO (after fork(2)), -ENOTTY (kernel engine: this kernel's guest_memfd does not convert); and what
+ * processes that have the file open answer. `ret_error_off`, if not NULL, is set on failures other than -EINVAL: the
+ * first page that stood in the way, or where the range begins.
  */
 int gmem_file_set_attributes(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t attributes,
 			     uint64_t *ret_error_off);

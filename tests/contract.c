@@ -39,7 +39,7 @@ CONTRACT(flags, 0, 0)
 		{ GMEM_FILE_NO_MMAP, 0 },
 		{ GMEM_FILE_INIT_PRIVATE | GMEM_FILE_NO_MMAP, 0 },
 		{ GMEM_FILE_STRICT, BY_ENGINE(c, 0, -EOPNOTSUPP) },
-		{ 8, -EINVAL },
+		{ 1u << 6, -EINVAL },
 		{ 1u << 31, -EINVAL },
 	};
 
@@ -252,9 +252,12 @@ CONTRACT(file_that_is_not_mapped, 2, GMEM_FILE_NO_MMAP)
 	char byte = 1;
 
 	CHECK_ERR(gmem_view_map(c->file, 0, 2 * P, RW, &view), -ENODEV);
+	CHECK_HAS(gmem_last_error(), "GMEM_FILE_NO_MMAP");
 	CHECK(!view);
 	CHECK_EQ(gmem_file_write(c->file, P, &byte, 1), BY_ENGINE(c, 0, -EACCES));
+	CHECK_HAS(gmem_last_error(), BY_ENGINE(c, "", "gmem_file_write: page at 0x1000: nobody can map this file"));
 	CHECK_EQ(gmem_file_read(c->file, P, &byte, 1), BY_ENGINE(c, 0, -EACCES));
+	CHECK_HAS(gmem_last_error(), BY_ENGINE(c, "", "gmem_file_read: page at 0x1000: nobody can map this file"));
 	CHECK_OK(gmem_file_fallocate(c->file, FALLOC_FL_KEEP_SIZE, 0, 2 * P));
 	CHECK_OK(gmem_file_punch(c->file, 0, 2 * P));
 	CHECK_EQ(gmem_file_page_state(c->file, P), GMEM_PAGE_REMOVED);
@@ -401,10 +404,15 @@ TEST(vm_that_is_none)
 	o.kvm_vm = open("/dev/null", O_RDWR | O_CLOEXEC);
 	CHECK(o.kvm_vm >= 0);
 	CHECK_ERR(gmem_file_create(P, &o, &file), -ENOTTY);
+	CHECK_HAS(gmem_last_error(), "kvm_vm");
 	o.engine = GMEM_ENGINE_AUTO;
 	o.needs = GMEM_NEED_VCPU;
 	CHECK_OK(gmem_file_create(P, &o, &file));
 	CHECK_EQ(gmem_file_engine(file), GMEM_ENGINE_USER);
+	CHECK_HAS(gmem_file_explain(file), "kvm_vm");
 	gmem_file_free(file);
 	close(o.kvm_vm);
+	o.engine = GMEM_ENGINE_KERNEL;
+	CHECK_ERR(gmem_file_create(P, &o, &file), -EBADF);
+	CHECK_HAS(gmem_last_error(), "kvm_vm");
 }

@@ -82,14 +82,22 @@ static int open_guest_memfd(struct gmem_file *file, const struct gmem_file_opts 
 
 	file->kvm_vm = open_vm(opts);
 	if (file->kvm_vm < 0) {
-		lack(l, file->kvm_vm, "no KVM machine: %s", strerror(-file->kvm_vm));
+		if (opts && opts->kvm_vm)
+			lack(l, file->kvm_vm, "kvm_vm %d: %s", opts->kvm_vm, strerror(-file->kvm_vm));
+		else
+			lack(l, file->kvm_vm, "no KVM machine: %s", strerror(-file->kvm_vm));
 		return file->kvm_vm;
 	}
 	file->fd = gmem_kvm_memfd_create(file->kvm_vm, file->len, flags);
-	if (file->fd < 0)
+	if (file->fd >= 0)
+		return 0;
+	if (opts && opts->kvm_vm)
+		lack(l, file->fd, "kvm_vm %d makes no guest_memfd of %llu bytes with flags 0x%llx: %s", opts->kvm_vm,
+		     (unsigned long long)file->len, (unsigned long long)flags, strerror(-file->fd));
+	else
 		lack(l, file->fd, "no guest_memfd of %llu bytes with flags 0x%llx: %s", (unsigned long long)file->len,
 		     (unsigned long long)flags, strerror(-file->fd));
-	return file->fd < 0 ? file->fd : 0;
+	return file->fd;
 }
 
 /* Converting a page to what it is changes nothing. */

@@ -107,6 +107,16 @@ static int poisoned(const char *who, uint64_t page)
 	return gmem_err(-EHWPOISON, "%s: page at 0x%llx is poisoned", who, (unsigned long long)page << GMEM_PAGE_SHIFT);
 }
 
+static int io_err(int err, const char *who, uint64_t off)
+{
+	if (err == -EACCES)
+		return gmem_err(err,
+				"%s: page at 0x%llx: nobody can map this file, nor can the library "
+				"(GMEM_FILE_NO_MMAP)",
+				who, (unsigned long long)off);
+	return gmem_err_sys(err, "%s: page at 0x%llx", who, (unsigned long long)off);
+}
+
 typedef int (*page_fn)(struct gmem_file *file, uint64_t page, uint32_t at, uint32_t n, void *bounce);
 
 /*
@@ -167,7 +177,7 @@ static int read_page(struct gmem_file *file, uint64_t page, uint32_t at, uint32_
 	}
 	err = file->ops->read(file, (page << GMEM_PAGE_SHIFT) + at, bounce, n);
 	if (err)
-		return gmem_err_sys(err, "gmem_file_read: page at 0x%llx", (unsigned long long)page << GMEM_PAGE_SHIFT);
+		return io_err(err, "gmem_file_read", page << GMEM_PAGE_SHIFT);
 	/* Again, for a forked child, whom no lock keeps apart from its parent's conversions. */
 	err = refuse_private(file, "gmem_file_read", page);
 	if (err)
@@ -211,7 +221,7 @@ static int write_page(struct gmem_file *file, uint64_t page, uint32_t at, uint32
 		return poisoned("gmem_file_write", page);
 	if (err == 0) {
 		err = file->ops->write(file, off + at, bounce, n);
-		return err ? gmem_err_sys(err, "gmem_file_write: page at 0x%llx", (unsigned long long)off) : 0;
+		return err ? io_err(err, "gmem_file_write", off) : 0;
 	}
 	if (err != -ENOENT)
 		return err;
@@ -228,8 +238,10 @@ static int write_page(struct gmem_file *file, uint64_t page, uint32_t at, uint32
 	err = file->ops->insert(file, &folio);
 	if (err == -EHWPOISON)
 		return poisoned("gmem_file_write", page);
-	if (err)
+	if (err == -EBUSY || err == -EAGAIN || err == -EEXIST)
 		return err;
+	if (err)
+		return io_err(err, "gmem_file_write", off);
 	file->ops->publish(file, &folio);
 	/* A server that came meanwhile filled the page, perhaps over our bytes: come again and find it in place. */
 	return folio.generation == gmem_file_generation(file) ? 0 : -EEXIST;

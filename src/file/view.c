@@ -58,7 +58,7 @@ static int map_locked(struct gmem_view *view)
 
 	view->addr = mmap(place_for(file, view->off, len), len, never ? PROT_NONE : view->prot,
 			  MAP_SHARED | MAP_NORESERVE, file->fd, (off_t)view->off);
-	if (view->addr == MAP_FAILED)
+	if (view->addr == MAP_FAILED && (!never || errno != ENODEV))
 		return gmem_err_sys(-errno, "gmem_view_map: %llu bytes at 0x%llx", (unsigned long long)len,
 				    (unsigned long long)view->off);
 	/* The last thing the kernel asks, of a guest_memfd too. */
@@ -70,7 +70,7 @@ static int map_locked(struct gmem_view *view)
 		err = enlist(view);
 	if (!err)
 		gmem_file_advise(file, view->addr, len);
-	if (err)
+	if (err && view->addr != MAP_FAILED)
 		munmap(view->addr, len);
 	return err;
 }
