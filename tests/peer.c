@@ -405,7 +405,7 @@ TEST(who_takes_ones_place_is_not_asked)
 
 	CHECK_OK(gmem_file_open(gmem_file_fd(file), gmem_file_state_fd(file), &peer));
 	gmem_rwlock_lock(&file->invalidate_lock);
-	CHECK_OK(gmem_round_enter(file));
+	CHECK_OK(gmem_round_enter(file, "gmem_file_set_attributes"));
 	incarnation = file->round.incarnation[0];
 	CHECK_EQ(pthread_create(&t, NULL, go_and_come, peer), 0);
 	/* It is there when its agent is, and sets its bit then. */

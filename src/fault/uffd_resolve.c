@@ -229,11 +229,12 @@ static uint32_t absent_run(const struct gmem_file *file, uint64_t off, uint64_t 
 	return (uint32_t)((to - off) >> GMEM_PAGE_SHIFT);
 }
 
-/* Brings in what is absent of the huge page. What is in place stays as it is. */
+/* Brings in what is absent of the huge page. What is in place stays as it is. -EEXIST: all of it was, by now. */
 static int insert_rest(const struct job *job, const char *data)
 {
 	struct gmem_file *file = job->view->file;
 	uint64_t off = job->off, end = off + job->unit;
+	bool any = false;
 
 	while (off < end) {
 		uint32_t n = absent_run(file, off, end);
@@ -254,8 +255,9 @@ static int insert_rest(const struct job *job, const char *data)
 			return err;
 		file->ops->publish(file, &folio);
 		off += (uint64_t)folio.npages << GMEM_PAGE_SHIFT;
+		any = true;
 	}
-	return 0;
+	return any ? 0 : -EEXIST;
 }
 
 /* A huge page, as copy_locked(): all of it comes in before any of it is mapped. */
@@ -271,6 +273,8 @@ static int copy_unit_locked(struct job *job, const char *data)
 	switch (err) {
 	case 0:
 		return map_run(job, job->off + job->unit, true);
+	case -EEXIST:
+		return refuse(job, err, "is in place");
 	case -EBUSY:
 		return err;
 	case -EHWPOISON:
