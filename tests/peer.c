@@ -373,6 +373,22 @@ TEST(who_did_not_ask_pays_nothing)
 	gmem_file_free(file);
 }
 
+static int is_of_a_file(void *opaque, const struct gmem_sys_mapping *map)
+{
+	CHECK(map->ino != 0);
+	++*(int *)opaque;
+	return 0;
+}
+
+/* Of a process with ten thousands of other mappings each would be a turn at its lock. */
+TEST(only_mappings_of_files_are_looked_at)
+{
+	int n = 0;
+
+	CHECK_OK(gmem_sys_maps_each(0, is_of_a_file, &n));
+	CHECK(n > 0);
+}
+
 /* ---- who comes in the middle of a conversion, to a place that was another one's */
 
 static _Atomic bool has_come, has_mapped;

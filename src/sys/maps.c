@@ -28,6 +28,7 @@ void gmem_sys_maps_begin(struct gmem_sys_maps *maps, int fd, uint64_t hva)
 {
 	maps->fd = fd;
 	maps->text = false;
+	maps->files = false;
 	maps->at = hva;
 }
 
@@ -36,7 +37,8 @@ static int query(struct gmem_sys_maps *maps, struct gmem_sys_mapping *ret)
 	struct gmem_procmap_query q = { .size = sizeof(q), .query_addr = maps->at };
 	int err;
 
-	q.query_flags = GMEM_PROCMAP_QUERY_COVERING_OR_NEXT_VMA;
+	q.query_flags =
+		GMEM_PROCMAP_QUERY_COVERING_OR_NEXT_VMA | (maps->files ? GMEM_PROCMAP_QUERY_FILE_BACKED_VMA : 0);
 	err = gmem_sys_ioctl(maps->fd, GMEM_PROCMAP_QUERY, &q);
 	if (err)
 		return err;
@@ -102,7 +104,7 @@ static int read_next(struct gmem_sys_maps *maps, struct gmem_sys_mapping *ret)
 
 		if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %" SCNx64 " %x:%x %" SCNu64, &m.hva, &m.end, perm, &m.off,
 			   &major, &minor, &m.ino) != 7 ||
-		    m.end <= maps->at)
+		    m.end <= maps->at || (maps->files && !m.ino))
 			continue;
 		m.dev = makedev(major, minor);
 		m.prot = (perm[0] == 'r' ? PROT_READ : 0) | (perm[1] == 'w' ? PROT_WRITE : 0) |
@@ -143,6 +145,8 @@ int gmem_sys_maps_each(pid_t pid, int (*fn)(void *opaque, const struct gmem_sys_
 	if (fd < 0)
 		return fd;
 	gmem_sys_maps_begin(&maps, fd, 0);
+	/* One query each would be as many turns at the lock of a process that has many, and uses it. */
+	maps.files = true;
 	do {
 		ret = gmem_sys_maps_next(&maps, &map);
 		more = !ret;

@@ -21,6 +21,7 @@ struct gmem_sys_mapping {
 struct gmem_sys_maps {
 	int fd;
 	bool text; /* no PROCMAP_QUERY here: the lines are read */
+	bool files; /* only mappings of files are told */
 	bool skip; /* the rest of a line that was told already */
 	uint64_t at; /* whatever ends here or before was told */
 	size_t pos, filled;
@@ -39,7 +40,7 @@ void gmem_sys_maps_begin(struct gmem_sys_maps *maps, int fd, uint64_t hva);
 int gmem_sys_maps_next(struct gmem_sys_maps *maps, struct gmem_sys_mapping *ret);
 
 /*
- * Calls `fn` for each mapping of a process until it returns something other than 0: that is returned. Errors as those
+ * Calls `fn` for each mapping of a file in a process until it returns something other than 0: that is returned. Errors as those
  * of gmem_sys_maps_open() and gmem_sys_maps_next().
  */
 int gmem_sys_maps_each(pid_t pid, int (*fn)(void *opaque, const struct gmem_sys_mapping *map), void *opaque);

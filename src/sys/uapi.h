@@ -91,6 +91,7 @@ struct gmem_procmap_query {
 #define GMEM_PROCMAP_VMA_WRITABLE 0x02
 #define GMEM_PROCMAP_VMA_EXECUTABLE 0x04
 #define GMEM_PROCMAP_QUERY_COVERING_OR_NEXT_VMA 0x10
+#define GMEM_PROCMAP_QUERY_FILE_BACKED_VMA 0x20
 
 /* ---- userfaultfd */
 
