@@ -6,6 +6,7 @@
  */
 #include "tap.h"
 
+#include <fcntl.h>
 #include <linux/mempolicy.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -147,6 +148,12 @@ static void by_write(struct gmem_file *file, struct gmem_view *view, uint64_t pa
 	CHECK_OK(gmem_file_write(file, page * P, bytes, P));
 }
 
+static void by_fallocate(struct gmem_file *file, struct gmem_view *view, uint64_t page)
+{
+	(void)view;
+	CHECK_OK(gmem_file_fallocate(file, FALLOC_FL_KEEP_SIZE, (int64_t)(page * P), P));
+}
+
 static void by_strict_conversion(struct gmem_file *file, struct gmem_view *view, uint64_t page)
 {
 	/* Brought in on whatever node, and then moved to its own. */
@@ -245,6 +252,7 @@ static void by_uffd_continue(struct gmem_file *file, struct gmem_view *view, uin
 static const struct way ways[] = {
 	{ "a touch", 0, by_touch },
 	{ "gmem_file_write", 0, by_write },
+	{ "gmem_file_fallocate", 0, by_fallocate },
 	{ "strict conversion", GMEM_FILE_STRICT, by_strict_conversion },
 	{ "a guest", 0, by_guest },
 	{ "gmem_populate", 0, by_populate },
