@@ -31,6 +31,11 @@ static uint64_t some_size(const struct args *a)
 	return a->kind % 2 ? sizes[a->at % (sizeof(sizes) / sizeof(sizes[0]))] : a->len;
 }
 
+static uint32_t some_flags(const struct args *a)
+{
+	return (uint32_t)(a->more[2] % 16 ? a->n % 8 : 1u << a->n % 32);
+}
+
 static void run_create(struct world *w, struct side *s, const struct args *a, struct answer *r)
 {
 	/* A caller of another version may have a longer structure. */
@@ -44,7 +49,7 @@ static void run_create(struct world *w, struct side *s, const struct args *a, st
 	o.opts = (struct gmem_file_opts){
 		.size = a->more[0] % 16 ? sizeof(o.opts) : a->more[1] % sizeof(o),
 		.engine = s->who == KERNEL ? GMEM_ENGINE_KERNEL : GMEM_ENGINE_USER,
-		.flags = (uint32_t)(a->more[2] % 16 ? a->n % 8 : 1u << a->n % 32),
+		.flags = some_flags(a),
 		.needs = (uint32_t)(a->more[3] % 4 ? 0 : 1u << (a->more[3] >> 8) % 7),
 		.kvm_vm = s->vm,
 		.name = a->byte % 16 ? NULL :
@@ -71,6 +76,9 @@ static enum difference excuse_create(const struct world *w, const struct args *a
 	/* Strict mode and needs; the other way round KVM slots. Both right, and nothing else wrong. */
 	if (some_size(a) >= HUGE_SIZE && (k->ret == -ENOMEM || u->ret == -ENOMEM) &&
 	    (k->ret == -EOPNOTSUPP || u->ret == -EOPNOTSUPP))
+		return DIFF_NEEDS;
+	/* Huge pages, of which there may be none. */
+	if ((some_flags(a) & GMEM_FILE_HUGETLB) && k->ret == -EOPNOTSUPP && u->ret == -ENOMEM)
 		return DIFF_NEEDS;
 	if ((k->ret == -EOPNOTSUPP && u->ret == 0) || (k->ret == 0 && u->ret == -EOPNOTSUPP))
 		return DIFF_NEEDS;
