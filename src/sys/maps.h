@@ -40,8 +40,8 @@ void gmem_sys_maps_begin(struct gmem_sys_maps *maps, int fd, uint64_t hva);
 int gmem_sys_maps_next(struct gmem_sys_maps *maps, struct gmem_sys_mapping *ret);
 
 /*
- * Calls `fn` for each mapping of a file in a process until it returns something other than 0: that is returned. Errors as those
- * of gmem_sys_maps_open() and gmem_sys_maps_next().
+ * Calls `fn` for each mapping of a file in a process until it returns something other than 0: that is returned. Errors
+ * as those of gmem_sys_maps_open() and gmem_sys_maps_next().
  */
 int gmem_sys_maps_each(pid_t pid, int (*fn)(void *opaque, const struct gmem_sys_mapping *map), void *opaque);
 
