@@ -336,7 +336,7 @@ TEST_TIMEOUT(a_peer_that_is_stopped_when_memory_fails, 60)
 	join_in(&a, file);
 	join_in(&b, file);
 	check_its(&a, 0, 0);
-	CHECK_EQ(kill(a.pid, SIGSTOP), 0);
+	stop_other(&a);
 	before = now_ms();
 	CHECK_ERR(gmem_file_poison(file, 3 * P, P), -EBUSY);
 	/* It is not waited for twice. */
@@ -382,7 +382,10 @@ TEST(peers_without_the_one_that_made_it)
 	punch(again, 3, 1);
 	check_marks(late, 0x10, 8);
 	check_marks(here, 0x10, 8);
-	check_its(&a, 0x18, 0);
+	/* Of a page that is good again it may have been told late, and not have kept its mark. */
+	CHECK(its(&a, 3) == -1 || its(&a, 3) == 0);
+	CHECK_EQ(its(&a, 4), -1);
+	CHECK_EQ(its(&a, 5), 15);
 	end_other(&a);
 	gmem_view_unmap(late);
 	gmem_view_unmap(here);

@@ -272,7 +272,7 @@ static void stop_peer_at(enum where where)
 	join_in(&a, file);
 	join_in(&b, file);
 	if (where == NOWHERE)
-		CHECK_EQ(kill(a.pid, SIGSTOP), 0);
+		stop_other(&a);
 	else
 		arm(&a, where, SIGSTOP);
 	before = now_ms();
@@ -328,7 +328,7 @@ TEST(stopped_while_pages_become_shared)
 	join_in(&a, file);
 	convert(file, 0, N, PRIVATE);
 	usleep(20000);
-	CHECK_EQ(kill(a.pid, SIGSTOP), 0);
+	stop_other(&a);
 	convert(file, 2, 4, 0);
 	CHECK_EQ(kill(a.pid, SIGCONT), 0);
 	for (int i = 0; its(&a, 3) != 13; i++) {

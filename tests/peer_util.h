@@ -280,6 +280,16 @@ static inline int its(struct other *o, uint64_t page)
 	return tell(o, OP_PEEK, page * P, 0, 0);
 }
 
+/* All of its threads, when it returns: the signal alone takes a while to do that. */
+static inline void stop_other(struct other *o)
+{
+	int status;
+
+	CHECK_EQ(kill(o->pid, SIGSTOP), 0);
+	CHECK_EQ(waitpid(o->pid, &status, WUNTRACED), o->pid);
+	CHECK(WIFSTOPPED(status));
+}
+
 static inline void end_other(struct other *o)
 {
 	/* Processes that were forked later have the socket too. */
