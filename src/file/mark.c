@@ -452,19 +452,17 @@ static bool continue_page(const struct gmem_view *view, uint64_t off)
 	return !err || err == -EEXIST;
 }
 
-/* Does all of the range lie in one registered mapping? A marker that it may leave goes with the others. */
+/*
+ * Is all that is mapped in the range registered? Pages that are not marked must not be for a moment: somebody may have
+ * them pinned.
+ */
 static bool surely_own(const struct gmem_view *view, uint64_t off, uint64_t len)
 {
-	uint64_t done;
-	int err = gmem_sys_uffd_poison(view->uffd, hva_of(view, off), len, true, &done);
-
-	return !err || err == -EEXIST;
+	return !gmem_sys_uffd_unprotect(view->uffd, hva_of(view, off), len);
 }
 
 int gmem_view_unmark(struct gmem_view *view, uint64_t off, uint64_t len)
 {
-	const struct gmem_piece whole = { .kind = GMEM_PIECE_FILE, .off = off, .len = len };
-
 	/* Never marked, and a zap would take its pages for given up. */
 	if (view->use == GMEM_VIEW_BALLOONED || (view->file->engine == GMEM_ENGINE_KERNEL && !view->by_mapping))
 		return 0;
@@ -479,7 +477,9 @@ int gmem_view_unmark(struct gmem_view *view, uint64_t off, uint64_t len)
 		return each_own_piece(view, off, len, zap_piece);
 	if (view->use == GMEM_VIEW_PLAIN && len == view->file->page_size && continue_page(view, off))
 		return 0;
-	return surely_own(view, off, len) ? zap_piece(view, &whole) : each_own_piece(view, off, len, zap_piece);
+	if (surely_own(view, off, len) && !gmem_sys_zap(gmem_view_at(view, off), len))
+		return 0;
+	return each_own_piece(view, off, len, zap_piece);
 }
 
 int gmem_view_mark_private(struct gmem_view *view)

@@ -125,6 +125,14 @@ int gmem_sys_uffd_poison(int uffd, uint64_t hva, uint64_t len, bool wake, uint64
 	return finish(rc, p.updated, len, done);
 }
 
+int gmem_sys_uffd_unprotect(int uffd, uint64_t hva, uint64_t len)
+{
+	struct uffdio_writeprotect wp = { .range = { .start = hva, .len = len } };
+
+	wp.mode = UFFDIO_WRITEPROTECT_MODE_DONTWAKE;
+	return ioctl(uffd, UFFDIO_WRITEPROTECT, &wp) ? -errno : 0;
+}
+
 int gmem_sys_uffd_read(int uffd, struct uffd_msg *msgs, int n)
 {
 	ssize_t got;

@@ -41,6 +41,12 @@ int gmem_sys_uffd_continue(int uffd, uint64_t hva, uint64_t len, uint64_t *done)
  */
 int gmem_sys_uffd_poison(int uffd, uint64_t hva, uint64_t len, bool wake, uint64_t *done);
 
+/*
+ * UFFDIO_WRITEPROTECT, taking protection away: where there is none it changes nothing, and says -ENOENT if some of the
+ * mappings in the range are not registered with GMEM_SYS_UFFD_WP. A hole is no mapping.
+ */
+int gmem_sys_uffd_unprotect(int uffd, uint64_t hva, uint64_t len);
+
 /* Reads up to `n` messages without waiting. Returns how many, 0 if none is queued. */
 int gmem_sys_uffd_read(int uffd, struct uffd_msg *msgs, int n);
 
