@@ -38,11 +38,12 @@ static uint64_t *word_of(char *p, uint64_t page, bool last)
 	return (uint64_t *)(p + page * P + (last ? P - 8 : 0));
 }
 
+/* Relaxed: of another order the thread sanitizer would have a lock of its own, which a signal would leave taken. */
 static bool load(const uint64_t *p, uint64_t *ret)
 {
 	if (sigsetjmp(bus_jmp, 1))
 		return false;
-	*ret = __atomic_load_n(p, __ATOMIC_ACQUIRE);
+	*ret = __atomic_load_n(p, __ATOMIC_RELAXED);
 	return true;
 }
 
@@ -50,7 +51,7 @@ static bool store(uint64_t *p, uint64_t value)
 {
 	if (sigsetjmp(bus_jmp, 1))
 		return false;
-	__atomic_store_n(p, value, __ATOMIC_RELEASE);
+	__atomic_store_n(p, value, __ATOMIC_RELAXED);
 	return true;
 }
 
