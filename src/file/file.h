@@ -172,6 +172,7 @@ struct gmem_file {
 	struct gmem_view *views;
 	/* Guarded by the invalidate lock: see place.c. */
 	int maps_fd; /* the process's mappings; -1: not opened yet, or not to be had */
+	bool maps_live; /* it tells of the present, whenever it was opened */
 	int empty_fd; /* what is mapped over private pages where there are no markers; -1: not opened yet */
 	uint64_t empty_dev, empty_ino;
 	bool torn; /* a part of a view that is gone lives on at an address the library was not told */

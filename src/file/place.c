@@ -28,13 +28,18 @@ int gmem_file_open_maps(struct gmem_file *file)
 	if (fd < 0)
 		return not_to_be_had(fd) ? 0 : fd;
 	file->maps_fd = fd;
+	file->maps_live = gmem_sys_maps_live(fd);
 	return 0;
 }
 
 static int begin(const struct gmem_file *file, int *ret_fd)
 {
-	int fd = gmem_file_ours(file) && file->maps_fd >= 0 ? file->maps_fd : gmem_sys_maps_open(0);
+	bool have = gmem_file_ours(file) && file->maps_fd >= 0;
+	int fd = have && file->maps_live ? file->maps_fd : gmem_sys_maps_open(0);
 
+	/* Without descriptors the old one will do: a kernel's is read anew. */
+	if (have && fd < 0)
+		fd = file->maps_fd;
 	*ret_fd = fd < 0 ? -1 : fd;
 	return fd >= 0 || not_to_be_had(fd) ? 0 : fd;
 }

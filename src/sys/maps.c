@@ -55,6 +55,17 @@ static int query(struct gmem_sys_maps *maps, struct gmem_sys_mapping *ret)
 	return 0;
 }
 
+bool gmem_sys_maps_live(int fd)
+{
+	struct gmem_sys_mapping mapping;
+	struct gmem_sys_maps maps;
+	int err;
+
+	gmem_sys_maps_begin(&maps, fd, 0);
+	err = query(&maps, &mapping);
+	return !err || err == -ENOENT;
+}
+
 /* The next line, or the first part of one that is longer than the buffer, which is enough. NULL: none; *err. */
 static char *next_line(struct gmem_sys_maps *maps, int *err)
 {

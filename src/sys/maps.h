@@ -34,6 +34,12 @@ struct gmem_sys_maps {
  */
 int gmem_sys_maps_open(pid_t pid);
 
+/*
+ * Does the descriptor tell of what is mapped when it is asked? By PROCMAP_QUERY it does. Where there is none it may be
+ * an emulator's copy of the time it was opened.
+ */
+bool gmem_sys_maps_live(int fd);
+
 /* Begins a walk at the first mapping that ends after `hva`. */
 void gmem_sys_maps_begin(struct gmem_sys_maps *maps, int fd, uint64_t hva);
 /* The next mapping. -ENOENT: there is none; other errors of ioctl(2) and read(2). */
