@@ -7,6 +7,7 @@
 
 #include "base/err.h"
 #include "base/range.h"
+#include "file/place.h"
 #include "sys/call.h"
 #include "sys/uffd.h"
 

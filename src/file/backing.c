@@ -9,6 +9,11 @@
 
 static const char zeroes[GMEM_PAGE_SIZE];
 
+bool gmem_backing_can_userfault(const struct gmem_file *file, uint64_t off, uint64_t len)
+{
+	return gmem_range_inside(off, len, file->len) && !file->state.init_private;
+}
+
 bool gmem_backing_present(const struct gmem_file *file, uint64_t off)
 {
 	return gmem_word_content(gmem_state_word(&file->state, off >> GMEM_PAGE_SHIFT)) != GMEM_WORD_ABSENT;
@@ -45,8 +50,7 @@ int gmem_backing_alloc(struct gmem_file *file, uint64_t off, uint32_t npages, st
 	return 0;
 }
 
-/* Bytes of a page whose lock is ours go, and then the lock: unfilled again, or removed if it was doomed. */
-static void drop(struct gmem_file *file, uint64_t page, uint32_t generation)
+void gmem_backing_drop(struct gmem_file *file, uint64_t page, uint32_t generation)
 {
 	if (!gmem_state_owns(&file->state, page, generation))
 		return;
@@ -78,7 +82,7 @@ static int lock_run(struct gmem_file *file, struct gmem_folio *folio, bool *stal
 		enum gmem_state_lock got = gmem_state_trylock(&file->state, first + i, folio->generation);
 
 		if (got == GMEM_STATE_ABANDONED) {
-			drop(file, first + i, folio->generation);
+			gmem_backing_drop(file, first + i, folio->generation);
 			got = GMEM_STATE_IN_PLACE;
 		}
 		if (got == GMEM_STATE_STALE)
@@ -105,7 +109,7 @@ void gmem_backing_remove(struct gmem_file *file, struct gmem_folio *folio)
 	uint64_t first = folio->off >> GMEM_PAGE_SHIFT;
 
 	for (uint32_t i = 0; i < folio->npages; i++)
-		drop(file, first + i, folio->generation);
+		gmem_backing_drop(file, first + i, folio->generation);
 	gmem_lockcheck_release(GMEM_LOCK_PAGE, &file->state.words[first]);
 }
 
@@ -170,7 +174,7 @@ void gmem_backing_publish(struct gmem_file *file, struct gmem_folio *folio)
 
 	for (uint32_t i = 0; i < folio->npages; i++)
 		if (!gmem_state_publish(&file->state, first + i, folio->generation))
-			drop(file, first + i, folio->generation);
+			gmem_backing_drop(file, first + i, folio->generation);
 	gmem_lockcheck_release(GMEM_LOCK_PAGE, &file->state.words[first]);
 }
 
@@ -195,23 +199,30 @@ static int adopt_locked(struct gmem_file *file, uint64_t off, uint32_t generatio
 		return n;
 	}
 	if (!gmem_state_publish(&file->state, page, generation))
-		drop(file, page, generation);
+		gmem_backing_drop(file, page, generation);
 	return 0;
 }
 
-int gmem_backing_adopt(struct gmem_file *file, uint64_t off, uint32_t max)
+int gmem_backing_absent(const struct gmem_file *file, uint64_t off)
 {
-	uint64_t page = off >> GMEM_PAGE_SHIFT;
-	uint32_t word = gmem_state_word(&file->state, page), generation = gmem_file_generation(file);
-	enum gmem_state_lock got;
-	int n;
+	uint32_t word = gmem_state_word(&file->state, off >> GMEM_PAGE_SHIFT);
 
 	if (word & GMEM_WORD_POISONED)
 		return -EHWPOISON;
 	if (gmem_word_content(word) != GMEM_WORD_ABSENT)
 		return 0;
-	if (gmem_word_locked(word, generation))
-		return -EBUSY;
+	return gmem_word_locked(word, gmem_file_generation(file)) ? -EBUSY : 1;
+}
+
+int gmem_backing_adopt(struct gmem_file *file, uint64_t off, uint32_t max)
+{
+	uint64_t page = off >> GMEM_PAGE_SHIFT;
+	uint32_t generation = gmem_file_generation(file);
+	int n = gmem_backing_absent(file, off);
+	enum gmem_state_lock got;
+
+	if (n <= 0)
+		return n;
 	n = hole(file, off, max);
 	if (n)
 		return n;
@@ -222,7 +233,7 @@ int gmem_backing_adopt(struct gmem_file *file, uint64_t off, uint32_t max)
 	case GMEM_STATE_STALE:
 	case GMEM_STATE_ABANDONED:
 		/* What is there is what a dead server left: absent, or given up. */
-		drop(file, page, generation);
+		gmem_backing_drop(file, page, generation);
 		return got == GMEM_STATE_STALE;
 	case GMEM_STATE_IN_PLACE:
 		return 0;

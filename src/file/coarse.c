@@ -43,14 +43,6 @@ bool gmem_file_vague(const struct gmem_file *file, uint64_t off)
 	return false;
 }
 
-/* Bytes that a dead server left. The lock is ours. */
-static void drop_word(struct gmem_file *file, uint64_t page, uint32_t generation)
-{
-	(void)file->ops->punch(file, page << GMEM_PAGE_SHIFT, GMEM_PAGE_SIZE);
-	gmem_state_take_back(&file->state, page);
-	gmem_state_unlock(&file->state, page, generation);
-}
-
 static void unlock_words(struct gmem_file *file, uint64_t off, uint64_t end, uint32_t generation)
 {
 	for (uint64_t page = off >> GMEM_PAGE_SHIFT; page < end >> GMEM_PAGE_SHIFT; page++)
@@ -66,7 +58,7 @@ static bool lock_words(struct gmem_file *file, struct unit unit, uint32_t genera
 		if (got == GMEM_STATE_LOCKED)
 			continue;
 		if (got == GMEM_STATE_STALE || got == GMEM_STATE_ABANDONED)
-			drop_word(file, off >> GMEM_PAGE_SHIFT, generation);
+			gmem_backing_drop(file, off >> GMEM_PAGE_SHIFT, generation);
 		unlock_words(file, unit.off, off, generation);
 		return false;
 	}
@@ -87,22 +79,19 @@ static void publish_data(struct gmem_file *file, struct unit unit, uint32_t gene
 		off = hole < 0 ? unit.end : gmem_min_u64((uint64_t)hole, unit.end);
 		for (uint64_t page = from >> GMEM_PAGE_SHIFT; page < off >> GMEM_PAGE_SHIFT; page++)
 			if (!gmem_state_publish(&file->state, page, generation))
-				drop_word(file, page, generation);
+				gmem_backing_drop(file, page, generation);
 	}
 }
 
 int gmem_unit_adopt(struct gmem_file *file, uint64_t off, uint32_t max)
 {
 	struct unit unit = unit_at(file, off);
-	uint32_t word = gmem_state_word(&file->state, off >> GMEM_PAGE_SHIFT), generation = gmem_file_generation(file);
+	uint32_t generation = gmem_file_generation(file);
 	uint64_t n = gmem_min_u64((unit.end - off) >> GMEM_PAGE_SHIFT, max);
+	int absent = gmem_backing_absent(file, off);
 
-	if (word & GMEM_WORD_POISONED)
-		return -EHWPOISON;
-	if (gmem_word_content(word) != GMEM_WORD_ABSENT)
-		return 0;
-	if (gmem_word_locked(word, generation))
-		return -EBUSY;
+	if (absent <= 0)
+		return absent;
 	/* Its neighbours may be in place: who asked inserts up to the first that is. */
 	if (gmem_file_vague(file, off) || !gmem_file_has_memory(file, off, n << GMEM_PAGE_SHIFT))
 		return (int)n;

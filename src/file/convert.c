@@ -13,6 +13,7 @@
 #include "base/err.h"
 #include "base/range.h"
 #include "file/file.h"
+#include "file/place.h"
 
 #define REHOME_LEN (2ull << 20) /* a large page of shared memory: given up whole, or not at all */
 
@@ -64,7 +65,7 @@ static uint64_t first_pin(struct gmem_file *file, uint64_t first, uint64_t end)
 static int by_loss(struct gmem_view *view, uint64_t off, uint64_t len, each_view_fn fn, each_view_fn lost_fn)
 {
 	const struct gmem_state *state = &view->file->state;
-	uint64_t unit = view->file->page_size >> GMEM_PAGE_SHIFT;
+	uint64_t unit = gmem_file_unit_pages(view->file);
 	uint64_t page = off >> GMEM_PAGE_SHIFT, end = (off + len) >> GMEM_PAGE_SHIFT;
 	int err = 0;
 
@@ -75,7 +76,7 @@ static int by_loss(struct gmem_view *view, uint64_t off, uint64_t len, each_view
 		to = gmem_state_next_poisoned(state, page, end) & ~(unit - 1);
 		if (to <= page) {
 			f = lost_fn;
-			for (to = page; to < end && gmem_state_next_poisoned(state, to, to + unit) < to + unit;)
+			for (to = page; to < end && gmem_file_unit_lost(view->file, to);)
 				to += unit;
 		}
 		err = f ? f(view, page << GMEM_PAGE_SHIFT, (to - page) << GMEM_PAGE_SHIFT) : 0;

@@ -333,17 +333,6 @@ int gmem_file_page_state(const struct gmem_file *file, uint64_t off)
 	}
 }
 
-/* The table is sparse: a hole in its file is so many absent pages. */
-static uint64_t next_used_page(const struct gmem_file *file, uint64_t page)
-{
-	off_t at = (off_t)(GMEM_STATE_HEADER_LEN + page * sizeof(uint32_t));
-	off_t data = lseek(file->state.fd, at, SEEK_DATA);
-
-	if (data < 0)
-		return errno == ENXIO ? file->state.npages : page;
-	return data <= at ? page : ((uint64_t)data - GMEM_STATE_HEADER_LEN) / sizeof(uint32_t);
-}
-
 /* Bytes of memory in use; a guest_memfd does not say, but what can be mapped of it can be looked at. */
 static uint64_t resident(const struct gmem_file *file, const struct stat *st)
 {
@@ -374,7 +363,7 @@ int gmem_file_query(const struct gmem_file *file, struct gmem_file_counts *count
 		return gmem_err_sys(-errno, "gmem_file_query");
 	for (uint64_t page = 0; page < file->state.npages; page++) {
 		if (page % (GMEM_PAGE_SIZE / sizeof(uint32_t)) == 0) {
-			uint64_t next = gmem_min_u64(next_used_page(file, page), file->state.npages);
+			uint64_t next = gmem_min_u64(gmem_state_next_used(&file->state, page), file->state.npages);
 
 			c.absent += next - page;
 			page = next;

@@ -20,7 +20,6 @@
 #include "file/peer.h"
 #include "file/state.h"
 #include "gmem.h"
-#include "sys/maps.h"
 
 /* A run of pages on its way into a file, or in it. */
 struct gmem_folio {
@@ -314,6 +313,15 @@ static inline uint64_t gmem_file_unit_off(const struct gmem_file *file, uint64_t
 	return off & ~(file->page_size - 1);
 }
 
+/* Pages of 4 KiB that are mapped, and fail, together: 512 of a huge page. */
+static inline uint64_t gmem_file_unit_pages(const struct gmem_file *file)
+{
+	return file->page_size >> GMEM_PAGE_SHIFT;
+}
+
+/* One of those from `page` on, the first of its unit, is poisoned: views show none of them. */
+bool gmem_file_unit_lost(const struct gmem_file *file, uint64_t page);
+
 /* -EINVAL with text: not a multiple of page_size, which is what this call takes. */
 int gmem_file_check_units(const struct gmem_file *file, const char *who, uint64_t off, uint64_t len);
 
@@ -374,7 +382,7 @@ int gmem_convert_mark(struct gmem_file *file, uint64_t off, uint64_t len);
  */
 int gmem_convert_let_in(struct gmem_file *file, uint64_t off, uint64_t len);
 
-/* ---- view.c, view_remap.c, place.c, mark.c */
+/* ---- view.c, view_remap.c, mark.c; place.c has a header of its own */
 
 enum gmem_view_use {
 	GMEM_VIEW_PLAIN, /* nobody serves it; `uffd`, if there is one, is for markers alone */
@@ -423,49 +431,6 @@ static inline bool gmem_view_past_end(const struct gmem_view *view)
 {
 	return !gmem_range_inside(view->off, view->len, view->file->len);
 }
-
-/*
- * What is mapped where a view was mapped: the program may unmap a part, map something of its own over it, protect it or
- * move it away, and the library keeps its hands off whatever is not the view's.
- */
-enum gmem_piece_kind {
-	GMEM_PIECE_FILE, /* this part of the file */
-	GMEM_PIECE_EMPTY, /* the empty file, which the library has mapped over it */
-	GMEM_PIECE_OTHER, /* nothing, or the program's own */
-};
-
-struct gmem_piece {
-	enum gmem_piece_kind kind;
-	uint64_t off, len;
-	int prot;
-};
-
-struct gmem_pieces {
-	const struct gmem_view *view;
-	uint64_t off, end;
-	int fd; /* -1: nobody can look, and all is taken for the view's */
-	bool ahead; /* `next` is a mapping that was read and not told */
-	struct gmem_sys_mapping next;
-	struct gmem_sys_maps maps;
-};
-
-/* Walks [off, off + len) of the view. Invalidate lock held, exclusive. -EMFILE, -ENFILE: end it all the same. */
-int gmem_pieces_begin(struct gmem_pieces *pieces, const struct gmem_view *view, uint64_t off, uint64_t len);
-/* The next piece; 1: there is one, 0: none, or the errors of looking. It may be changed before the next call. */
-int gmem_pieces_next(struct gmem_pieces *pieces, struct gmem_piece *ret);
-void gmem_pieces_end(struct gmem_pieces *pieces);
-
-/* Opens what looking takes, as long as there is somebody to tell that it cannot be had. As gmem_pieces_begin(). */
-int gmem_file_open_maps(struct gmem_file *file);
-/* Nothing of the view is missing. 0, -EFAULT (no text), or the errors of looking. */
-int gmem_view_check_whole(const struct gmem_view *view);
-/*
- * Is a page of [off, off + len) mapped at an address where neither a view of the list nor `view`, which may be NULL,
- * nor the window is? 1, 0, or the errors of looking. Invalidate lock held, exclusive.
- */
-int gmem_file_strayed(struct gmem_file *file, const struct gmem_view *view, uint64_t off, uint64_t len);
-/* Unmaps what is the view's of [off, off + len). Remembers if some of it lives on elsewhere. */
-void gmem_view_unmap_pieces(const struct gmem_view *view, uint64_t off, uint64_t len);
 
 /*
  * Makes every touch of [off, off + len) through the view SIGBUS (or an event). Invalidate lock held, exclusive.

@@ -21,7 +21,7 @@
 
 static bool can_userfault(const struct gmem_file *file, uint64_t off, uint64_t len)
 {
-	return gmem_range_inside(off, len, file->len) && file->kernel_userfaults && !file->state.init_private;
+	return file->kernel_userfaults && gmem_backing_can_userfault(file, off, len);
 }
 
 /* EINTR: a signal came, what is done is done. */

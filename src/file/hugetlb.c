@@ -231,11 +231,6 @@ static bool has_memory(const struct gmem_file *file, uint64_t off, uint64_t len)
 
 /* ---- the bytes */
 
-static bool can_userfault(const struct gmem_file *file, uint64_t off, uint64_t len)
-{
-	return gmem_range_inside(off, len, file->len) && !file->state.init_private;
-}
-
 static int read_bytes(struct gmem_file *file, uint64_t off, void *buf, uint64_t len)
 {
 	return gmem_pread_all(file->fd, buf, len, off);
@@ -330,7 +325,7 @@ int gmem_hugetlb_mark_again(struct gmem_file *file, uint64_t off, uint64_t len)
 }
 
 const struct gmem_backing_ops gmem_hugetlb_backing = {
-	.can_userfault = can_userfault,
+	.can_userfault = gmem_backing_can_userfault,
 	.present = gmem_backing_present,
 	.lookup = gmem_backing_lookup,
 	.adopt = gmem_unit_adopt,

@@ -23,6 +23,7 @@
 #include "base/err.h"
 #include "base/range.h"
 #include "file/file.h"
+#include "file/place.h"
 #include "sys/call.h"
 #include "sys/memfd.h"
 #include "sys/uffd.h"
@@ -32,26 +33,6 @@
  * that was seen.
  */
 #define MAX_RACES 100000
-
-int gmem_view_open_uffd(struct gmem_view *view)
-{
-	const uint64_t features = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM |
-				  UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
-				  UFFD_FEATURE_POISON;
-	const uint64_t huge = UFFD_FEATURE_MISSING_HUGETLBFS | UFFD_FEATURE_MINOR_HUGETLBFS;
-	bool user_mode_only = false;
-	int fd;
-
-	if (view->uffd >= 0)
-		return 0;
-	/* Markers work through a user-mode-only one as well. */
-	fd = gmem_sys_uffd_open(view->file->page_size > GMEM_PAGE_SIZE ? features | huge : features, &user_mode_only);
-	if (fd < 0)
-		return fd;
-	view->uffd = fd;
-	view->user_mode_only = user_mode_only;
-	return 0;
-}
 
 static uint64_t hva_of(const struct gmem_view *view, uint64_t off)
 {
@@ -205,6 +186,14 @@ static int put_markers(const struct gmem_view *view, uint64_t *off, uint64_t end
 	return 0;
 }
 
+/* With text; -EINVAL has none, and is the caller's to understand. */
+static int marking(const struct gmem_view *view, uint64_t off, uint64_t end, int err)
+{
+	return err && err != -EINVAL ? gmem_err_sys(err, "view at %p: marking 0x%llx to 0x%llx", view->addr,
+						    (unsigned long long)off, (unsigned long long)end) :
+				       err;
+}
+
 /* A mapping of the view's, or a part of one: it may have lost its registration, with a pager's end or by mremap(2). */
 static int mark_piece_or_keep(struct gmem_view *view, const struct gmem_piece *piece, bool keep)
 {
@@ -231,10 +220,7 @@ static int mark_piece_or_keep(struct gmem_view *view, const struct gmem_piece *p
 		half.len = end - half.off;
 		return mark_piece_or_keep(view, &half, keep);
 	}
-	/* -EINVAL is the caller's to understand. */
-	return err && err != -EINVAL ? gmem_err_sys(err, "view at %p: marking 0x%llx to 0x%llx", view->addr,
-						    (unsigned long long)off, (unsigned long long)end) :
-				       err;
+	return marking(view, off, end, err);
 }
 
 static int mark_piece(struct gmem_view *view, const struct gmem_piece *piece)
@@ -264,9 +250,7 @@ static int mark_by_marker(struct gmem_view *view, uint64_t off, uint64_t len, bo
 	/* A border inside, where the program has split its mapping (mlock, mprotect, mbind), or has made another. */
 	if (err == -ENOENT)
 		return each_piece_or_err(view, off, end - off, keep ? mark_kept_piece : mark_piece);
-	return err && err != -EINVAL ? gmem_err_sys(err, "view at %p: marking 0x%llx to 0x%llx", view->addr,
-						    (unsigned long long)off, (unsigned long long)end) :
-				       err;
+	return marking(view, off, end, err);
 }
 
 /* ---- the empty file */
@@ -429,7 +413,7 @@ static void forget_registration(struct gmem_view *view, uint64_t off, uint64_t l
 			if ((gmem_file_unit(file, to) == GMEM_UNIT_IN_PLACE) != present)
 				break;
 		if (present)
-			gmem_sys_uffd_unregister(view->uffd, (uint64_t)(uintptr_t)gmem_view_at(view, off), to - off);
+			gmem_sys_uffd_unregister(view->uffd, hva_of(view, off), to - off);
 	}
 }
 

@@ -7,11 +7,6 @@
 #include "file/backing.h"
 #include "sys/memfd.h"
 
-static bool can_userfault(const struct gmem_file *file, uint64_t off, uint64_t len)
-{
-	return gmem_range_inside(off, len, file->len) && !file->state.init_private;
-}
-
 /* What shared memory answers where memory has failed, or cannot be had back from where it was swapped to. */
 static int lost(int err)
 {
@@ -59,7 +54,7 @@ static int64_t next_hole(const struct gmem_file *file, uint64_t off)
 }
 
 const struct gmem_backing_ops gmem_memfd_backing = {
-	.can_userfault = can_userfault,
+	.can_userfault = gmem_backing_can_userfault,
 	.present = gmem_backing_present,
 	.lookup = gmem_backing_lookup,
 	.adopt = gmem_backing_adopt,
@@ -76,7 +71,7 @@ const struct gmem_backing_ops gmem_memfd_backing = {
 };
 
 const struct gmem_backing_ops gmem_coarse_memfd_backing = {
-	.can_userfault = can_userfault,
+	.can_userfault = gmem_backing_can_userfault,
 	.present = gmem_backing_present,
 	.lookup = gmem_backing_lookup,
 	.adopt = gmem_unit_adopt,

@@ -11,6 +11,7 @@
 #include "base/err.h"
 #include "base/range.h"
 #include "file/file.h"
+#include "file/place.h"
 
 static bool not_to_be_had(int err)
 {

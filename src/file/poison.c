@@ -34,19 +34,6 @@ static int tell(const struct first_error *first)
 	return first->err ? gmem_err(first->err, "%s", first->text) : 0;
 }
 
-/* Pages of 4 KiB that a view maps, and that fail, together: 512 of a huge page. */
-static uint64_t unit_pages(const struct gmem_file *file)
-{
-	return file->page_size >> GMEM_PAGE_SHIFT;
-}
-
-static bool unit_lost(const struct gmem_file *file, uint64_t page)
-{
-	uint64_t end = page + unit_pages(file);
-
-	return gmem_state_next_poisoned(&file->state, page, end) < end;
-}
-
 static bool lost_before(const struct gmem_file *file, uint64_t off, uint64_t len)
 {
 	uint64_t page = off >> GMEM_PAGE_SHIFT, end = (off + len) >> GMEM_PAGE_SHIFT;
@@ -57,7 +44,7 @@ static bool lost_before(const struct gmem_file *file, uint64_t off, uint64_t len
 /* What is mapped of the page may go: it is not a mark. */
 static bool fresh(const struct gmem_file *file, uint64_t page)
 {
-	return !gmem_state_private(&file->state, page) && !unit_lost(file, page);
+	return !gmem_state_private(&file->state, page) && !gmem_file_unit_lost(file, page);
 }
 
 static void mark_run(struct gmem_file *file, uint64_t page, uint64_t end, bool is_fresh, struct first_error *first)
@@ -72,7 +59,7 @@ static void mark_run(struct gmem_file *file, uint64_t page, uint64_t end, bool i
 
 int gmem_file_mark_failing(struct gmem_file *file, uint64_t off, uint64_t len)
 {
-	uint64_t page = off >> GMEM_PAGE_SHIFT, end = (off + len) >> GMEM_PAGE_SHIFT, unit = unit_pages(file);
+	uint64_t page = off >> GMEM_PAGE_SHIFT, end = (off + len) >> GMEM_PAGE_SHIFT, unit = gmem_file_unit_pages(file);
 	struct first_error first = { .err = 0 };
 
 	for (uint64_t to; file->views && page < end; page = to) {
@@ -88,13 +75,14 @@ int gmem_file_mark_failing(struct gmem_file *file, uint64_t off, uint64_t len)
 /* Of pages of the view. */
 static int mark_lost(struct gmem_view *view, uint64_t off, uint64_t len)
 {
-	uint64_t page = off >> GMEM_PAGE_SHIFT, end = (off + len) >> GMEM_PAGE_SHIFT, unit = unit_pages(view->file);
+	uint64_t page = off >> GMEM_PAGE_SHIFT, end = (off + len) >> GMEM_PAGE_SHIFT,
+		 unit = gmem_file_unit_pages(view->file);
 	int err = 0;
 
 	while (!err && (page = gmem_state_next_poisoned(&view->file->state, page, end)) < end) {
 		uint64_t first = page & ~(unit - 1);
 
-		for (page = first; page < end && unit_lost(view->file, page);)
+		for (page = first; page < end && gmem_file_unit_lost(view->file, page);)
 			page += unit;
 		/* Of a huge page the marks went with the memory, and somebody may have touched it since. */
 		err = gmem_view_mark_lost(view, first << GMEM_PAGE_SHIFT, (page - first) << GMEM_PAGE_SHIFT, unit > 1);
@@ -207,14 +195,14 @@ static void let_in(struct gmem_file *file, uint64_t page, uint64_t end)
 /* The same, of what has no lost page left. */
 static void let_in_units(struct gmem_file *file, uint64_t page, uint64_t end)
 {
-	uint64_t unit = unit_pages(file);
+	uint64_t unit = gmem_file_unit_pages(file);
 
 	if (unit == 1) {
 		let_in(file, page, end);
 		return;
 	}
 	for (page &= ~(unit - 1); page < end; page += unit)
-		if (!unit_lost(file, page))
+		if (!gmem_file_unit_lost(file, page))
 			let_in(file, page, page + unit);
 }
 

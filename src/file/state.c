@@ -247,8 +247,7 @@ void gmem_state_fail(struct gmem_state *s, uint64_t page)
 							memory_order_acquire));
 }
 
-/* The first page from `page` on whose word has memory: to read the others would give them some. */
-static uint64_t next_used(const struct gmem_state *s, uint64_t page)
+uint64_t gmem_state_next_used(const struct gmem_state *s, uint64_t page)
 {
 	off_t at = (off_t)(GMEM_STATE_HEADER_LEN + page * sizeof(uint32_t)), data = lseek(s->fd, at, SEEK_DATA);
 
@@ -265,7 +264,7 @@ uint64_t gmem_state_next_poisoned(const struct gmem_state *s, uint64_t page, uin
 		return end;
 	for (; page < end; page++, first = false) {
 		if (first || page % (GMEM_PAGE_SIZE / sizeof(uint32_t)) == 0)
-			page = next_used(s, page);
+			page = gmem_state_next_used(s, page);
 		if (page < end && gmem_state_poisoned(s, page))
 			return page;
 	}

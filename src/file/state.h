@@ -263,6 +263,8 @@ void gmem_state_fill(struct gmem_state *s, uint64_t page);
 void gmem_state_lose(struct gmem_state *s, uint64_t page);
 /* So too, but somebody may be at it: who holds its lock will drop it, and it stays poisoned. */
 void gmem_state_fail(struct gmem_state *s, uint64_t page);
+/* The first page from `page` on whose word has memory: the others are ABSENT, and to read them would give them some. */
+uint64_t gmem_state_next_used(const struct gmem_state *s, uint64_t page);
 /* The first poisoned page of [page, end); `end`: none. */
 uint64_t gmem_state_next_poisoned(const struct gmem_state *s, uint64_t page, uint64_t end);
 /* An ABSENT, never locked page known to be zero needs no bytes: REMOVED. False if it is anything else by now. */

@@ -9,7 +9,7 @@
 
 enum gmem_unit gmem_file_unit(const struct gmem_file *file, uint64_t off)
 {
-	uint64_t first = gmem_file_unit_off(file, off) >> GMEM_PAGE_SHIFT, n = file->page_size >> GMEM_PAGE_SHIFT;
+	uint64_t first = gmem_file_unit_off(file, off) >> GMEM_PAGE_SHIFT, n = gmem_file_unit_pages(file);
 	uint32_t generation = gmem_file_generation(file);
 	uint64_t absent = 0;
 	bool busy = false;
@@ -25,6 +25,17 @@ enum gmem_unit gmem_file_unit(const struct gmem_file *file, uint64_t off)
 		absent++;
 	}
 	return busy ? GMEM_UNIT_BUSY : !absent ? GMEM_UNIT_IN_PLACE : absent == n ? GMEM_UNIT_ABSENT : GMEM_UNIT_PART;
+}
+
+bool gmem_file_unit_lost(const struct gmem_file *file, uint64_t page)
+{
+	uint64_t end = page + gmem_file_unit_pages(file);
+
+	if (!atomic_load(&file->state.header->lost))
+		return false;
+	while (page < end && !gmem_state_poisoned(&file->state, page))
+		page++;
+	return page < end;
 }
 
 int gmem_file_check_units(const struct gmem_file *file, const char *who, uint64_t off, uint64_t len)

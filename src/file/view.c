@@ -7,7 +7,29 @@
 #include "base/err.h"
 #include "base/range.h"
 #include "file/file.h"
+#include "file/place.h"
 #include "sys/hugepages.h"
+#include "sys/uffd.h"
+
+int gmem_view_open_uffd(struct gmem_view *view)
+{
+	const uint64_t features = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM |
+				  UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
+				  UFFD_FEATURE_POISON;
+	const uint64_t huge = UFFD_FEATURE_MISSING_HUGETLBFS | UFFD_FEATURE_MINOR_HUGETLBFS;
+	bool user_mode_only = false;
+	int fd;
+
+	if (view->uffd >= 0)
+		return 0;
+	/* Markers work through a user-mode-only one as well. */
+	fd = gmem_sys_uffd_open(view->file->page_size > GMEM_PAGE_SIZE ? features | huge : features, &user_mode_only);
+	if (fd < 0)
+		return fd;
+	view->uffd = fd;
+	view->user_mode_only = user_mode_only;
+	return 0;
+}
 
 /* From here on conversions know it; what is private or poisoned already is marked before anybody has the address. */
 static int enlist(struct gmem_view *view)

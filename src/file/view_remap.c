@@ -18,6 +18,7 @@
 #include "base/err.h"
 #include "base/range.h"
 #include "file/file.h"
+#include "file/place.h"
 #include "sys/uapi.h"
 #include "sys/uffd.h"
 
