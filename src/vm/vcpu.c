@@ -1,34 +1,30 @@
 /* SPDX-License-Identifier: MIT */
-/*
- * The accessor: a vCPU that executes no instructions and makes a guest's accesses.
- *
- * A page's bytes are copied in an epoch, between guest memory and a page of the accessor's own, so that neither a fault
- * on the caller's memory nor anything else keeps a zap waiting.
- */
+/* What vCPUs of all kinds have in common. */
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "base/err.h"
 #include "base/opts.h"
-#include "base/range.h"
 #include "vm/vm.h"
 
 int gmem_vcpu_create(struct gmem_vm *vm, const struct gmem_vcpu_opts *opts, struct gmem_vcpu **ret)
 {
-	struct gmem_accessor *a;
+	struct gmem_cpu *cpu;
+	int err;
 
 	if (opts && !gmem_opts_valid(opts, opts->size, sizeof(*opts)))
 		return gmem_err(-EINVAL, "gmem_vcpu_create: opts.size %zu: expected %zu", opts->size, sizeof(*opts));
 	if (opts && opts->kind != GMEM_VCPU_ACCESSOR)
 		return gmem_err(-EINVAL, "gmem_vcpu_create: kind %d: unknown", (int)opts->kind);
-	if (posix_memalign((void **)&a, _Alignof(struct gmem_accessor), sizeof(*a)))
-		return gmem_err_sys(-ENOMEM, "gmem_vcpu_create");
-	a->vm = vm;
-	a->exit = (struct gmem_exit){ .size = sizeof(a->exit) };
+	err = gmem_accessor_create(&cpu);
+	if (err)
+		return err;
+	cpu->kind = GMEM_VCPU_ACCESSOR;
+	cpu->vm = vm;
+	cpu->exit = (struct gmem_exit){ .size = sizeof(cpu->exit) };
 	gmem_vm_get(vm);
-	gmem_mmu_add_vcpu(&vm->mmu, &a->vcpu);
-	*ret = &a->vcpu;
+	gmem_mmu_add_vcpu(&vm->mmu, &cpu->vcpu);
+	*ret = &cpu->vcpu;
 	return 0;
 }
 
@@ -38,9 +34,9 @@ void gmem_vcpu_free(struct gmem_vcpu *vcpu)
 
 	if (!vcpu)
 		return;
-	vm = gmem_accessor_of(vcpu)->vm;
+	vm = gmem_cpu_of(vcpu)->vm;
 	gmem_mmu_del_vcpu(vcpu);
-	free(gmem_accessor_of(vcpu));
+	free(gmem_cpu_of(vcpu));
 	gmem_vm_put(vm);
 }
 
@@ -53,137 +49,6 @@ int gmem_vcpu_exit(const struct gmem_vcpu *vcpu, struct gmem_exit *ret)
 {
 	if (ret->size < sizeof(*ret))
 		return gmem_err(-EINVAL, "gmem_vcpu_exit: size %zu: expected %zu", ret->size, sizeof(*ret));
-	*ret = ((const struct gmem_accessor *)vcpu)->exit;
+	*ret = ((const struct gmem_cpu *)vcpu)->exit;
 	return 0;
-}
-
-/* ---- one page */
-
-/* Words are never torn: another vCPU, or the host, may be at them. */
-static void copy(void *to, const void *from, size_t n)
-{
-	uintptr_t both = (uintptr_t)to | (uintptr_t)from;
-
-	if (n == 8 && !(both & 7))
-		__atomic_store_n((uint64_t *)to, __atomic_load_n((const uint64_t *)from, __ATOMIC_ACQUIRE),
-				 __ATOMIC_RELEASE);
-	else if (n == 4 && !(both & 3))
-		__atomic_store_n((uint32_t *)to, __atomic_load_n((const uint32_t *)from, __ATOMIC_ACQUIRE),
-				 __ATOMIC_RELEASE);
-	else if (n == 2 && !(both & 1))
-		__atomic_store_n((uint16_t *)to, __atomic_load_n((const uint16_t *)from, __ATOMIC_ACQUIRE),
-				 __ATOMIC_RELEASE);
-	else
-		memcpy(to, from, n);
-}
-
-/* The bytes of one page, or a part of it, to or from the bounce page. False: no translation allows it. */
-static bool try_page(struct gmem_accessor *a, uint64_t gpa, size_t n, uint32_t access, enum gmem_want want)
-{
-	char *page = gmem_mmu_enter(&a->vcpu, gpa >> GMEM_PAGE_SHIFT, access, want);
-	size_t at = gpa & (GMEM_PAGE_SIZE - 1);
-
-	if (!page)
-		return false;
-	if (access & GMEM_ACCESS_WRITE)
-		copy(page + at, a->bounce + at, n);
-	else
-		copy(a->bounce + at, page + at, n);
-	gmem_mmu_leave(&a->vcpu);
-	return true;
-}
-
-static int access_page(struct gmem_accessor *a, uint64_t gpa, size_t n, uint32_t access, enum gmem_want want)
-{
-	while (!try_page(a, gpa, n, access, want)) {
-		struct gmem_mmu_exit exit;
-		int err = gmem_mmu_fault(&a->vcpu, gpa >> GMEM_PAGE_SHIFT, access, want, &exit);
-
-		if (!err)
-			continue;
-		if (exit.memory_fault)
-			a->exit = (struct gmem_exit){
-				.size = sizeof(a->exit),
-				.reason = GMEM_EXIT_MEMORY_FAULT,
-				.flags = exit.private ? GMEM_EXIT_FLAG_PRIVATE : 0,
-				.gpa = gmem_page_round_down(gpa),
-				.len = GMEM_PAGE_SIZE,
-			};
-		return err;
-	}
-	return 0;
-}
-
-/* ---- accesses */
-
-static int access_guest(struct gmem_vcpu *vcpu, const char *who, uint64_t gpa, void *to, const void *from, size_t len)
-{
-	struct gmem_accessor *a = gmem_accessor_of(vcpu);
-	enum gmem_want want;
-	int err = gmem_vm_decode_gpa(a->vm, who, gpa, &gpa, &want);
-
-	if (!err && len > (a->vm->gfn_end << GMEM_PAGE_SHIFT) - gpa)
-		err = gmem_err(-EINVAL, "%s: gpa 0x%llx, len 0x%zx: beyond what the guest can address", who,
-			       (unsigned long long)gpa, len);
-	a->exit = (struct gmem_exit){ .size = sizeof(a->exit) };
-	while (!err && len) {
-		size_t at = gpa & (GMEM_PAGE_SIZE - 1);
-		size_t n = gmem_min_u64(len, GMEM_PAGE_SIZE - at);
-
-		if (from) {
-			gmem_might_fault();
-			copy(a->bounce + at, from, n);
-			from = (const char *)from + n;
-		}
-		err = access_page(a, gpa, n, from ? GMEM_ACCESS_WRITE : GMEM_ACCESS_READ, want);
-		if (err)
-			gmem_err_prefix(err, "%s", who);
-		if (!err && to) {
-			gmem_might_fault();
-			copy(to, a->bounce + at, n);
-			to = (char *)to + n;
-		}
-		gpa += n;
-		len -= n;
-	}
-	return err;
-}
-
-int gmem_vcpu_load(struct gmem_vcpu *vcpu, uint64_t gpa, void *buf, size_t len)
-{
-	return access_guest(vcpu, "gmem_vcpu_load", gpa, buf, NULL, len);
-}
-
-int gmem_vcpu_store(struct gmem_vcpu *vcpu, uint64_t gpa, const void *buf, size_t len)
-{
-	return access_guest(vcpu, "gmem_vcpu_store", gpa, NULL, buf, len);
-}
-
-int gmem_vcpu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t len, uint64_t *ret_done)
-{
-	struct gmem_accessor *a = gmem_accessor_of(vcpu);
-	uint64_t done = 0;
-	enum gmem_want want;
-	int err;
-
-	if (!len || !gmem_page_aligned(gpa) || !gmem_page_aligned(len) || gpa + len < gpa)
-		return gmem_err(-EINVAL,
-				"gmem_vcpu_pre_fault: gpa 0x%llx, len 0x%llx: not page-aligned, empty or wraps",
-				(unsigned long long)gpa, (unsigned long long)len);
-	err = gmem_vm_decode_gpa(a->vm, "gmem_vcpu_pre_fault", gpa, &gpa, &want);
-	if (!err && len > (a->vm->gfn_end << GMEM_PAGE_SHIFT) - gpa)
-		err = gmem_err(-EINVAL,
-			       "gmem_vcpu_pre_fault: gpa 0x%llx, len 0x%llx: beyond what the guest can address",
-			       (unsigned long long)gpa, (unsigned long long)len);
-	if (err)
-		return err;
-	for (; done < len; done += GMEM_PAGE_SIZE) {
-		err = gmem_mmu_pre_fault(vcpu, (gpa + done) >> GMEM_PAGE_SHIFT, want);
-		if (err)
-			break;
-	}
-	if (ret_done)
-		*ret_done = done;
-	/* What was done stands, as with KVM_PRE_FAULT_MEMORY: the error comes when nothing could be. */
-	return !done ? gmem_err_prefix(err, "gmem_vcpu_pre_fault") : 0;
 }

@@ -46,20 +46,30 @@ static inline struct gmem_slot *gmem_vm_slot(struct gmem_vm *vm, uint64_t gfn)
 	return gmem_slots_find(gmem_mmu_slots(&vm->mmu), gfn);
 }
 
-/* ---- vcpu.c */
+/* ---- vcpu.c: what vCPUs of all kinds have */
 
-struct gmem_accessor {
+struct gmem_cpu {
 	struct gmem_vcpu vcpu; /* first */
+	enum gmem_vcpu_kind kind;
 	struct gmem_vm *vm; /* referenced */
 	struct gmem_exit exit;
+};
+
+static inline struct gmem_cpu *gmem_cpu_of(struct gmem_vcpu *vcpu)
+{
+	return (struct gmem_cpu *)vcpu;
+}
+
+/* ---- accessor.c */
+
+struct gmem_accessor {
+	struct gmem_cpu cpu; /* first */
 	/* Between guest memory, touched in an epoch, and the caller's, which may be lazily served. */
 	_Alignas(64) unsigned char bounce[GMEM_PAGE_SIZE];
 };
 
-static inline struct gmem_accessor *gmem_accessor_of(struct gmem_vcpu *vcpu)
-{
-	return (struct gmem_accessor *)vcpu;
-}
+/* One that is not known to its VM yet. -ENOMEM with text. */
+int gmem_accessor_create(struct gmem_cpu **ret);
 
 /* Takes the side out of an address. -EINVAL: beyond what the VM can address. */
 int gmem_vm_decode_gpa(const struct gmem_vm *vm, const char *who, uint64_t gpa, uint64_t *ret_gpa,
