@@ -478,10 +478,21 @@ enum gmem_vm_type {
 struct gmem_vm_opts {
 	size_t size; /* sizeof(struct gmem_vm_opts) */
 	enum gmem_vm_type type;
-	uint32_t flags; /* none defined: must be 0 */
+	uint32_t flags; /* GMEM_VM_* */
+	/*
+	 * With GMEM_VM_KVM: the KVM VM, of the default type, whose memslots this object sets, so that nobody else may
+	 * set the same; borrowed. 0: one that this object makes, with KVM_HC_MAP_GPA_RANGE as an exit where KVM has it.
+	 */
+	int kvm_vm;
 };
 
-/* `opts` NULL: GMEM_VM_SW_PROTECTED. -EINVAL, -ENOMEM. */
+/* It runs guests on KVM, besides accessors. Types DEFAULT and SW_PROTECTED. */
+#define GMEM_VM_KVM (1u << 0)
+
+/*
+ * `opts` NULL: GMEM_VM_SW_PROTECTED. -EINVAL, -ENOMEM. GMEM_VM_KVM also: -EOPNOTSUPP (the type), -EBADF (kvm_vm), and
+ * what /dev/kvm answers (-ENOENT, -EACCES, -ENODEV, -EMFILE).
+ */
 int gmem_vm_create(const struct gmem_vm_opts *opts, struct gmem_vm **ret);
 
 /*
@@ -492,6 +503,9 @@ void gmem_vm_free(struct gmem_vm *vm);
 
 /* The bit of a guest-physical address that names the side, 0 if the type has none. */
 uint64_t gmem_vm_alias_bit(const struct gmem_vm *vm);
+
+/* The KVM VM, borrowed; -1: none. */
+int gmem_vm_kvm_fd(const struct gmem_vm *vm);
 
 struct gmem_vm_stats {
 	size_t size; /* sizeof(struct gmem_vm_stats) */
@@ -540,14 +554,24 @@ int gmem_vm_set_slot(struct gmem_vm *vm, const struct gmem_memslot *memslot);
  */
 struct gmem_vcpu;
 
-enum gmem_vcpu_kind { GMEM_VCPU_ACCESSOR = 0 };
+enum gmem_vcpu_kind {
+	GMEM_VCPU_ACCESSOR = 0,
+	GMEM_VCPU_KVM = 1, /* runs a guest's instructions; of a VM with GMEM_VM_KVM */
+};
 
 struct gmem_vcpu_opts {
 	size_t size; /* sizeof(struct gmem_vcpu_opts) */
 	enum gmem_vcpu_kind kind;
+	/* GMEM_VCPU_KVM: a vCPU of the VM's KVM VM, borrowed; 0: one that is made here, with this number. */
+	int kvm_vcpu;
+	uint32_t id;
 };
 
-/* `opts` NULL: an accessor. -EINVAL, -ENOMEM. It keeps the VM's object, not the VM alive. */
+/*
+ * `opts` NULL: an accessor. -EINVAL, -ENOMEM, -EIO (after fork(2)). It keeps the VM's object, not the VM alive.
+ * GMEM_VCPU_KVM also: -EOPNOTSUPP (a VM without GMEM_VM_KVM), -EBADF, and what KVM answers (-EEXIST: there is a vCPU of
+ * this number).
+ */
 int gmem_vcpu_create(struct gmem_vm *vm, const struct gmem_vcpu_opts *opts, struct gmem_vcpu **ret);
 void gmem_vcpu_free(struct gmem_vcpu *vcpu); /* NULL is allowed */
 
@@ -572,9 +596,33 @@ int gmem_vcpu_store(struct gmem_vcpu *vcpu, uint64_t gpa, const void *buf, size_
  */
 int gmem_vcpu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t len, uint64_t *ret_done);
 
-/* The call that runs in the vCPU's thread, or else its next one, ends with -EINTR if it would wait or map. */
+/*
+ * Runs the guest until something is to be done about it, which gmem_vcpu_exit() tells: 0. Its registers, its CPUID and
+ * what exits it wants are the caller's, by gmem_vcpu_kvm_fd(). Pages that a pager
+ * serves are waited for here. -EFAULT and -EHWPOISON with GMEM_EXIT_MEMORY_FAULT, as KVM_RUN has them: the caller is to
+ * do something about the page; the next call makes the access again, a load or store that KVM was emulating too.
+ *
+ * A page that must not be touched raises SIGBUS in KVM, which this takes from the thread before anybody sees it: SIGBUS
+ * is blocked while the guest runs, and gmem_vcpu_cancel() sends it too. No handler is installed or called. Any other
+ * SIGBUS that comes meanwhile is sent to the thread again.
+ *
+ * -EINTR: gmem_vcpu_cancel(), or a signal that the thread does not block, or kvm_run->immediate_exit. -EIO: the VM is
+ * dead, a copy that came with fork(2), or the page's server is gone. -EINVAL: an accessor. Else what KVM_RUN answers
+ * (-EFAULT without an exit: memory of the caller's own that is not there).
+ */
+int gmem_vcpu_run(struct gmem_vcpu *vcpu);
+
+/* GMEM_VCPU_KVM: KVM's descriptor, borrowed, and its struct kvm_run. -1 and NULL: an accessor. */
+int gmem_vcpu_kvm_fd(const struct gmem_vcpu *vcpu);
+void *gmem_vcpu_kvm_run(const struct gmem_vcpu *vcpu);
+
+/*
+ * The call that runs in the vCPU's thread, or else its next one, ends with -EINTR: of an accessor if it would wait or
+ * map. A guest that runs is stopped.
+ */
 void gmem_vcpu_cancel(struct gmem_vcpu *vcpu);
 
+/* KVM's numbers (KVM_EXIT_*); gmem_vcpu_run() passes on those that are not here too, and kvm_run has the rest. */
 enum gmem_exit_reason {
 	GMEM_EXIT_NONE = 0,
 	/* KVM_EXIT_MEMORY_FAULT: no slot, a file that is closed, a page on the other side, a poisoned page. */

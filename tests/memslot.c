@@ -101,7 +101,7 @@ TEST(addresses_by_type)
 	}
 	CHECK_ERR(gmem_vm_create(&o, &vm), -EINVAL);
 	o.type = GMEM_VM_SNP;
-	o.flags = 1;
+	o.flags = 2;
 	CHECK_ERR(gmem_vm_create(&o, &vm), -EINVAL);
 	o.size = 4;
 	CHECK_ERR(gmem_vm_create(&o, &vm), -EINVAL);

@@ -60,7 +60,7 @@ TEST(arguments)
 
 	set_up(&s, GMEM_VM_SW_PROTECTED);
 	CHECK_ERR(gmem_vcpu_create(s.vm, &o, &vcpu), -EINVAL);
-	o = (struct gmem_vcpu_opts){ .size = sizeof(o), .kind = (enum gmem_vcpu_kind)1 };
+	o = (struct gmem_vcpu_opts){ .size = sizeof(o), .kind = (enum gmem_vcpu_kind)2 };
 	CHECK_ERR(gmem_vcpu_create(s.vm, &o, &vcpu), -EINVAL);
 	CHECK_ERR(gmem_vcpu_exit(s.vcpu, &e), -EINVAL);
 	CHECK_ERR(gmem_vcpu_load(s.vcpu, 1ull << 48, &c, 1), -EINVAL);

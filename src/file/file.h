@@ -87,6 +87,11 @@ struct gmem_backing_ops {
 /* Sides of a page, as a mask. */
 #define GMEM_SIDE_SHARED 1u
 #define GMEM_SIDE_PRIVATE 2u
+/*
+ * With sides, of an invalidation: a guest whose processor follows somebody else's translations (gate.h) must come out
+ * at the pages too. Without it, what is true of the memory itself is enough: a punched page is zero.
+ */
+#define GMEM_SIDE_BAR 4u
 
 /*
  * A second stage that maps pages of a file: it must hear of what goes. Embedded in its owner, who is counted. Members
@@ -169,6 +174,7 @@ struct gmem_file {
 	struct gmem_huge_lens *_Atomic lens; /* huge pages, hugetlb.c: what says which of them have memory */
 	_Atomic uint32_t *_Atomic pins; /* a count a page, NULL before the first pin */
 	struct gmem_view *views;
+	struct gmem_gate *gates; /* gate.h */
 	/* Guarded by the invalidate lock: see place.c. */
 	int maps_fd; /* the process's mappings; -1: not opened yet, or not to be had */
 	bool maps_live; /* it tells of the present, whenever it was opened */

@@ -13,7 +13,7 @@
 
 #include "base/err.h"
 #include "base/range.h"
-#include "file/file.h"
+#include "file/gate.h"
 #include "sys/maps.h"
 
 struct look {
@@ -83,6 +83,11 @@ static uint64_t known(const struct look *l, uint64_t hva, uint64_t off)
 	if (!l->pid) {
 		for (const struct gmem_view *v = l->file->views; v && !end; v = v->next)
 			end = known_until((uint64_t)(uintptr_t)v->addr, v->off, v->len, hva, off);
+		if (!end) {
+			uint64_t to = gmem_gates_known_to(l->file, hva, off);
+
+			end = to > off ? hva + (to - off) : 0;
+		}
 		if (!end && window)
 			end = known_until((uint64_t)(uintptr_t)window, 0, l->file->len, hva, off);
 		if (!end && lens)

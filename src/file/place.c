@@ -10,7 +10,7 @@
 
 #include "base/err.h"
 #include "base/range.h"
-#include "file/file.h"
+#include "file/gate.h"
 #include "file/place.h"
 
 static bool not_to_be_had(int err)
@@ -177,6 +177,8 @@ static uint64_t known_to(const struct gmem_file *file, const struct gmem_view *a
 
 	if ((window && hva == window + off) || (lens && hva == lens + off))
 		return file->len;
+	if (gmem_gates_known_to(file, hva, off) > off)
+		return gmem_gates_known_to(file, hva, off);
 	if (shows_at(also, hva, off))
 		return also->off + also->len;
 	for (const struct gmem_view *view = file->views; view; view = view->next)

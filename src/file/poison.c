@@ -115,7 +115,7 @@ static void drop(struct gmem_file *file, uint64_t off, uint64_t len, struct firs
 {
 	int err;
 
-	gmem_file_invalidate_begin(file, off, len, GMEM_SIDE_SHARED | GMEM_SIDE_PRIVATE);
+	gmem_file_invalidate_begin(file, off, len, GMEM_SIDE_SHARED | GMEM_SIDE_PRIVATE | GMEM_SIDE_BAR);
 	for (uint64_t page = off >> GMEM_PAGE_SHIFT; page < (off + len) >> GMEM_PAGE_SHIFT; page++)
 		gmem_state_fail(&file->state, page);
 	err = file->ops->punch(file, off, len);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* What other rooms see of the tables: a page for the time of an epoch, slots, whether the VM lives, counts. */
 #include "base/range.h"
+#include "file/gate.h"
 #include "mmu/mmu.h"
 
 static bool serves(uint64_t e, uint32_t access, enum gmem_want want)
@@ -44,6 +45,35 @@ bool gmem_mmu_mapped(struct gmem_mmu *mmu, uint64_t gfn)
 	mapped = gmem_mmu_walk(&nobody, gfn);
 	gmem_rwlock_unlock_shared(&mmu->lock);
 	return mapped;
+}
+
+bool gmem_mmu_has_slot(struct gmem_vcpu *vcpu, uint64_t gfn)
+{
+	bool found;
+
+	gmem_epoch_enter(&vcpu->mmu->epoch, &vcpu->reader);
+	found = gmem_slots_find(atomic_load(&vcpu->mmu->slots), gfn);
+	gmem_epoch_leave(&vcpu->reader);
+	return found;
+}
+
+bool gmem_mmu_behind_gate(struct gmem_vcpu *vcpu, const void *hva, uint64_t *ret_gpa)
+{
+	const struct gmem_slots *slots;
+	bool found = false;
+
+	gmem_epoch_enter(&vcpu->mmu->epoch, &vcpu->reader);
+	slots = atomic_load(&vcpu->mmu->slots);
+	for (uint32_t i = 0; slots && i < slots->n && !found; i++) {
+		const struct gmem_slot *s = slots->slot[i];
+		uint64_t at = s->gate ? (uint64_t)((uintptr_t)hva - (uintptr_t)s->gate->addr) : UINT64_MAX;
+
+		found = at >> GMEM_PAGE_SHIFT < s->npages;
+		if (found)
+			*ret_gpa = (s->gfn << GMEM_PAGE_SHIFT) + at;
+	}
+	gmem_epoch_leave(&vcpu->reader);
+	return found;
 }
 
 struct gmem_slots *gmem_mmu_publish_slots(struct gmem_mmu *mmu, struct gmem_slots *new)

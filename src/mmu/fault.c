@@ -58,6 +58,8 @@ static int find(struct gmem_vcpu *vcpu, uint64_t gfn, struct found *f)
 		f->m = (struct gmem_mapping){
 			.gfn = gfn,
 			.pfn = pfn,
+			.gate = slot->gate,
+			.off = f->off,
 			.writable = !f->tracked,
 			.level = large ? GMEM_LEVEL_2M : GMEM_LEVEL_4K,
 		};
@@ -210,7 +212,7 @@ static enum gmem_map_result map(struct gmem_vcpu *vcpu, const struct gmem_mappin
 
 	gmem_rwlock_lock_shared(&mmu->lock);
 	if (!stale(mmu, seq))
-		r = gmem_mmu_map(vcpu, m);
+		r = vcpu->map ? vcpu->map(vcpu, m) : gmem_mmu_map(vcpu, m);
 	gmem_rwlock_unlock_shared(&mmu->lock);
 	return r;
 }
@@ -240,6 +242,8 @@ static int try_fault(struct gmem_vcpu *vcpu, struct found *f, uint64_t gfn, uint
 	r = map(vcpu, &f->m, seq);
 	if (r == GMEM_MAP_FIXED || r == GMEM_MAP_SPURIOUS)
 		return 0;
+	if (r == GMEM_MAP_FAILED)
+		return vcpu->map_err;
 	/* A leaf that allows too little: it goes, and the page is mapped anew. */
 	if (r == GMEM_MAP_CONFLICT)
 		gmem_mmu_zap(mmu, gfn, 1, GMEM_SIDE_SHARED | GMEM_SIDE_PRIVATE);

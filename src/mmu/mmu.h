@@ -32,12 +32,29 @@ struct gmem_mmu {
 	_Atomic uint64_t faults, lookups, retries, private_maps; /* see gmem_vm_stats */
 };
 
+struct gmem_mapping;
+
+/* What came of mapping a page. */
+enum gmem_map_result {
+	GMEM_MAP_FIXED, /* mapped now */
+	GMEM_MAP_SPURIOUS, /* was mapped like this already */
+	GMEM_MAP_RETRY, /* another thread was at the same entry */
+	GMEM_MAP_CONFLICT, /* something else is mapped there */
+	GMEM_MAP_FAILED, /* it cannot be: vcpu->map_err */
+};
+
 /* A vCPU as the MMU sees it. One thread at a time, but for `cancel`. */
 struct gmem_vcpu {
 	struct gmem_mmu *mmu;
 	struct gmem_epoch_reader reader;
 	struct gmem_table_cache cache;
 	gmem_pte *root; /* NULL until the first gmem_mmu_reload() */
+	/*
+	 * How a page is mapped for a vCPU that follows other tables than these; NULL: gmem_mmu_map(). Called, like
+	 * that, while no invalidation runs. `map_err` is why it answered GMEM_MAP_FAILED.
+	 */
+	enum gmem_map_result (*map)(struct gmem_vcpu *vcpu, const struct gmem_mapping *m);
+	int map_err;
 	_Atomic bool cancel;
 };
 
@@ -78,6 +95,11 @@ bool gmem_vcpu_cancelled(struct gmem_vcpu *vcpu);
  */
 char *gmem_mmu_enter(struct gmem_vcpu *vcpu, uint64_t gfn, uint32_t access, enum gmem_want want);
 void gmem_mmu_leave(struct gmem_vcpu *vcpu);
+
+/* A slot has the frame, with or without a file. */
+bool gmem_mmu_has_slot(struct gmem_vcpu *vcpu, uint64_t gfn);
+/* The guest-physical address of one in a slot's gate; false: it is in none. */
+bool gmem_mmu_behind_gate(struct gmem_vcpu *vcpu, const void *hva, uint64_t *ret_gpa);
 
 /* The frame has a translation. */
 bool gmem_mmu_mapped(struct gmem_mmu *mmu, uint64_t gfn);
@@ -131,18 +153,13 @@ static inline uint64_t gmem_mmu_walk(const struct gmem_vcpu *vcpu, uint64_t gfn)
 
 struct gmem_mapping {
 	uint64_t gfn, pfn; /* of the 4 KiB page that is wanted */
+	struct gmem_gate *gate; /* of its slot */
+	uint64_t off; /* in the file */
 	uint32_t access;
 	bool private;
 	bool writable;
 	bool nx_huge_pages;
 	int level; /* the largest leaf that may be used; its frames are contiguous and aligned */
-};
-
-enum gmem_map_result {
-	GMEM_MAP_FIXED, /* mapped now */
-	GMEM_MAP_SPURIOUS, /* was mapped like this already */
-	GMEM_MAP_RETRY, /* another thread was at the same entry */
-	GMEM_MAP_CONFLICT, /* something else is mapped there */
 };
 
 /* Lock held, shared; caches topped up. */

@@ -19,6 +19,7 @@ struct gmem_slot {
 	uint64_t gfn, npages;
 	uint64_t off; /* in the file */
 	struct gmem_file *_Atomic file; /* NULL: closed before the slot was deleted */
+	struct gmem_gate *gate; /* of a VM of KVM's: where its vCPUs reach the pages by themselves; else NULL */
 	char *window; /* the library's address of `off`; good as long as the file is open */
 	uint8_t *_Atomic tracked; /* a flag a page: writes are watched; NULL: none */
 	struct gmem_binding binding;

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <string.h>
 
 #include "sys/call.h"
 #include "sys/uapi.h"
@@ -104,3 +105,78 @@ int gmem_kvm_pre_fault(int vcpu, uint64_t gpa, uint64_t len)
 
 	return gmem_sys_ioctl(vcpu, KVM_PRE_FAULT_MEMORY, &range);
 }
+
+int gmem_kvm_plain_slot_set(int vm, uint32_t slot, uint32_t flags, uint64_t gpa, uint64_t len, void *hva)
+{
+	struct kvm_userspace_memory_region region = {
+		.slot = slot,
+		.flags = flags,
+		.guest_phys_addr = gpa,
+		.memory_size = len,
+		.userspace_addr = (uintptr_t)hva,
+	};
+
+	return gmem_sys_ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region);
+}
+
+int gmem_kvm_run_len(int kvm)
+{
+	return gmem_sys_ioctl_val(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
+}
+
+int gmem_kvm_signal_mask(int vcpu, const sigset_t *mask)
+{
+	/* struct kvm_signal_mask with the kernel's set in it: 64 signals, and not a sigset_t. */
+	_Alignas(uint32_t) unsigned char arg[sizeof(uint32_t) + 8];
+	uint32_t len = 8;
+
+	memcpy(arg, &len, sizeof(len));
+	memcpy(arg + sizeof(len), mask, len);
+	return gmem_sys_ioctl(vcpu, KVM_SET_SIGNAL_MASK, arg);
+}
+
+int gmem_kvm_run(int vcpu)
+{
+	return gmem_sys_ioctl_val(vcpu, KVM_RUN, 0);
+}
+
+#ifdef __x86_64__
+
+int gmem_kvm_fetch_gpa(int vcpu, uint64_t *ret_gpa)
+{
+	struct kvm_sregs sregs;
+	struct kvm_regs regs;
+	struct kvm_translation t = { 0 };
+	int err = gmem_sys_ioctl(vcpu, KVM_GET_REGS, &regs);
+
+	if (!err)
+		err = gmem_sys_ioctl(vcpu, KVM_GET_SREGS, &sregs);
+	if (err)
+		return err;
+	t.linear_address = sregs.cs.base + regs.rip;
+	err = gmem_sys_ioctl(vcpu, KVM_TRANSLATE, &t);
+	if (err)
+		return err;
+	*ret_gpa = t.physical_address;
+	return t.valid ? 0 : -EFAULT;
+}
+
+void gmem_kvm_settle_regs(int vcpu)
+{
+	struct kvm_regs regs;
+
+	(void)gmem_sys_ioctl(vcpu, KVM_GET_REGS, &regs);
+}
+
+#else
+
+int gmem_kvm_fetch_gpa(int vcpu, uint64_t *ret_gpa)
+{
+	return -EOPNOTSUPP;
+}
+
+void gmem_kvm_settle_regs(int vcpu)
+{
+}
+
+#endif

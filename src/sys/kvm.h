@@ -7,6 +7,7 @@
 #ifndef GMEM_SYS_KVM_H
 #define GMEM_SYS_KVM_H
 
+#include <signal.h>
 #include <stdint.h>
 
 int gmem_kvm_open(void); /* /dev/kvm */
@@ -32,6 +33,26 @@ int gmem_kvm_slot_set(int vm, uint32_t slot, uint64_t gpa, uint64_t len, void *h
 int gmem_kvm_attributes_set(int vm, uint64_t gpa, uint64_t len, uint64_t attributes);
 int gmem_kvm_memfd_attributes_set(int gmemfd, uint64_t off, uint64_t len, uint64_t attributes, uint64_t *ret_error_off);
 
+/* Plain memory, with KVM_MEM_* flags but for a guest_memfd's; on kernels before 6.8 too. len 0 deletes. */
+int gmem_kvm_plain_slot_set(int vm, uint32_t slot, uint32_t flags, uint64_t gpa, uint64_t len, void *hva);
+
 int gmem_kvm_pre_fault(int vcpu, uint64_t gpa, uint64_t len);
+
+/* Bytes of a vCPU's struct kvm_run, to be mapped from its descriptor. */
+int gmem_kvm_run_len(int kvm);
+/* The signals that are blocked while KVM_RUN runs; no others are then, whatever the thread's mask says. */
+int gmem_kvm_signal_mask(int vcpu, const sigset_t *mask);
+/* One KVM_RUN. 0: kvm_run tells why it came back. */
+int gmem_kvm_run(int vcpu);
+/*
+ * The guest-physical address of the next instruction. -EFAULT: the guest's tables have none; -EOPNOTSUPP: not on this
+ * architecture.
+ */
+int gmem_kvm_fetch_gpa(int vcpu, uint64_t *ret_gpa);
+/*
+ * To be called at an MMIO exit: KVM (seen on 6.18) that fails to finish the instruction afterwards otherwise keeps what
+ * it has done of it, for the next KVM_GET_REGS to make real.
+ */
+void gmem_kvm_settle_regs(int vcpu);
 
 #endif

@@ -74,3 +74,8 @@ uint64_t gmem_process_start(pid_t pid)
 		return 0;
 	return start;
 }
+
+void gmem_signal_put_back(siginfo_t *info)
+{
+	(void)syscall(__NR_rt_tgsigqueueinfo, getpid(), (pid_t)syscall(__NR_gettid), info->si_signo, info);
+}

@@ -3,6 +3,7 @@
 #ifndef GMEM_SYS_PROCESS_H
 #define GMEM_SYS_PROCESS_H
 
+#include <signal.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -19,5 +20,8 @@ int gmem_pidfd_peer(int sock, pid_t pid);
  * the number it names a process for good: numbers are used again.
  */
 uint64_t gmem_process_start(pid_t pid);
+
+/* Sends this thread a signal that it has taken by sigtimedwait(2) again, as it was. */
+void gmem_signal_put_back(siginfo_t *info);
 
 #endif

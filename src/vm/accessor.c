@@ -138,34 +138,3 @@ int gmem_vcpu_store(struct gmem_vcpu *vcpu, uint64_t gpa, const void *buf, size_
 {
 	return access_guest(vcpu, "gmem_vcpu_store", gpa, NULL, buf, len);
 }
-
-int gmem_vcpu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t len, uint64_t *ret_done)
-{
-	struct gmem_accessor *a = accessor_of(vcpu, "gmem_vcpu_pre_fault");
-	uint64_t done = 0;
-	enum gmem_want want;
-	int err;
-
-	if (!a)
-		return -EINVAL;
-	if (!len || !gmem_page_aligned(gpa) || !gmem_page_aligned(len) || gpa + len < gpa)
-		return gmem_err(-EINVAL,
-				"gmem_vcpu_pre_fault: gpa 0x%llx, len 0x%llx: not page-aligned, empty or wraps",
-				(unsigned long long)gpa, (unsigned long long)len);
-	err = gmem_vm_decode_gpa(a->cpu.vm, "gmem_vcpu_pre_fault", gpa, &gpa, &want);
-	if (!err && len > (a->cpu.vm->gfn_end << GMEM_PAGE_SHIFT) - gpa)
-		err = gmem_err(-EINVAL,
-			       "gmem_vcpu_pre_fault: gpa 0x%llx, len 0x%llx: beyond what the guest can address",
-			       (unsigned long long)gpa, (unsigned long long)len);
-	if (err)
-		return err;
-	for (; done < len; done += GMEM_PAGE_SIZE) {
-		err = gmem_mmu_pre_fault(vcpu, (gpa + done) >> GMEM_PAGE_SHIFT, want);
-		if (err)
-			break;
-	}
-	if (ret_done)
-		*ret_done = done;
-	/* What was done stands, as with KVM_PRE_FAULT_MEMORY: the error comes when nothing could be. */
-	return !done ? gmem_err_prefix(err, "gmem_vcpu_pre_fault") : 0;
-}

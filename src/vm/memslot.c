@@ -13,6 +13,7 @@
 #include "base/err.h"
 #include "base/opts.h"
 #include "base/range.h"
+#include "file/gate.h"
 #include "vm/vm.h"
 
 #define MAX_SLOTS 32764u /* KVM's own limit on x86: KVM_CAP_NR_MEMSLOTS */
@@ -41,7 +42,8 @@ static void invalidate_begin(struct gmem_binding *b, uint64_t off, uint64_t len,
 	struct gmem_slot *slot = slot_of(b);
 
 	gmem_mmu_invalidate_begin(&slot->vm->mmu, slot->gfn + ((off - slot->off) >> GMEM_PAGE_SHIFT),
-				  len >> GMEM_PAGE_SHIFT, sides);
+				  len >> GMEM_PAGE_SHIFT, sides & BOTH);
+	gmem_kvm_slot_invalidate(slot, off, len, sides);
 }
 
 static void invalidate_end(struct gmem_binding *b)
@@ -66,6 +68,7 @@ static void close_file(struct gmem_binding *b)
 		atomic_store(&slot->file, NULL);
 		gmem_mmu_zap(&vm->mmu, slot->gfn, slot->npages, BOTH);
 		gmem_mmu_wait_readers(&vm->mmu);
+		gmem_kvm_slot_bar(slot);
 	}
 	gmem_vm_unlock_slots(vm);
 	put_slot(slot);
@@ -134,6 +137,7 @@ static void forget(struct gmem_vm *vm, struct gmem_slot *slot)
 {
 	struct gmem_file *file = atomic_load(&slot->file);
 
+	gmem_kvm_slot_remove(vm, slot);
 	gmem_mmu_zap(&vm->mmu, slot->gfn, slot->npages, BOTH);
 	/* Bound, so its owner cannot have gone past closing it, which needs slots_lock. */
 	if (file) {
@@ -141,6 +145,8 @@ static void forget(struct gmem_vm *vm, struct gmem_slot *slot)
 		(void)gmem_file_unbind(&slot->binding);
 		gmem_file_put(file);
 	}
+	gmem_gate_close(slot->gate);
+	slot->gate = NULL;
 	put_slot(slot);
 }
 
@@ -258,19 +264,29 @@ static int create(struct gmem_vm *vm, const struct gmem_memslot *s)
 		.vm = vm,
 	};
 	gmem_vm_get(vm);
-	err = gmem_file_bind(s->file, &slot->binding);
-	if (err) {
-		gmem_err_prefix(err, "gmem_vm_set_slot: slot %u", s->slot);
+	err = gmem_kvm_slot_open(vm, slot);
+	if (err)
 		goto out_put;
-	}
+	err = gmem_file_bind(s->file, &slot->binding);
+	if (err)
+		goto out_close;
 	err = insert(vm, slot);
 	if (err)
 		goto out_unbind;
-	return 0;
+	err = gmem_kvm_slot_add(vm, slot);
+	if (!err)
+		return 0;
+	/* It was in the table already. */
+	gmem_err_prefix(err, "gmem_vm_set_slot: slot %u", s->slot);
+	(void)delete (vm, s->slot);
+	return err;
 
 out_unbind:
 	(void)gmem_file_unbind(&slot->binding);
+out_close:
+	gmem_gate_close(slot->gate);
 out_put:
+	gmem_err_prefix(err, "gmem_vm_set_slot: slot %u", s->slot);
 	put_slot(slot);
 	return err;
 }

@@ -2,47 +2,68 @@
 /* What vCPUs of all kinds have in common. */
 #include <errno.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "base/err.h"
 #include "base/opts.h"
+#include "base/range.h"
 #include "vm/vm.h"
 
 int gmem_vcpu_create(struct gmem_vm *vm, const struct gmem_vcpu_opts *opts, struct gmem_vcpu **ret)
 {
+	enum gmem_vcpu_kind kind = opts ? opts->kind : GMEM_VCPU_ACCESSOR;
 	struct gmem_cpu *cpu;
 	int err;
 
 	if (opts && !gmem_opts_valid(opts, opts->size, sizeof(*opts)))
 		return gmem_err(-EINVAL, "gmem_vcpu_create: opts.size %zu: expected %zu", opts->size, sizeof(*opts));
-	if (opts && opts->kind != GMEM_VCPU_ACCESSOR)
-		return gmem_err(-EINVAL, "gmem_vcpu_create: kind %d: unknown", (int)opts->kind);
-	err = gmem_accessor_create(&cpu);
+	if (kind != GMEM_VCPU_ACCESSOR && kind != GMEM_VCPU_KVM)
+		return gmem_err(-EINVAL, "gmem_vcpu_create: kind %d: unknown", (int)kind);
+	if (vm->pid != getpid())
+		return gmem_err(-EIO, "gmem_vcpu_create: this VM is a copy that came with fork(2)");
+	err = kind == GMEM_VCPU_KVM ? gmem_kvm_vcpu_open(vm, opts, &cpu) : gmem_accessor_create(&cpu);
 	if (err)
 		return err;
-	cpu->kind = GMEM_VCPU_ACCESSOR;
+	cpu->kind = kind;
 	cpu->vm = vm;
 	cpu->exit = (struct gmem_exit){ .size = sizeof(cpu->exit) };
 	gmem_vm_get(vm);
 	gmem_mmu_add_vcpu(&vm->mmu, &cpu->vcpu);
+	if (kind == GMEM_VCPU_KVM)
+		gmem_kvm_vcpu_added(cpu);
 	*ret = &cpu->vcpu;
 	return 0;
 }
 
 void gmem_vcpu_free(struct gmem_vcpu *vcpu)
 {
+	struct gmem_cpu *cpu = gmem_cpu_of(vcpu);
 	struct gmem_vm *vm;
 
 	if (!vcpu)
 		return;
-	vm = gmem_cpu_of(vcpu)->vm;
-	gmem_mmu_del_vcpu(vcpu);
-	free(gmem_cpu_of(vcpu));
+	vm = cpu->vm;
+	if (cpu->kind == GMEM_VCPU_KVM) {
+		gmem_kvm_vcpu_close(cpu);
+	} else {
+		gmem_mmu_del_vcpu(vcpu);
+		free(cpu);
+	}
 	gmem_vm_put(vm);
 }
 
 void gmem_vcpu_cancel(struct gmem_vcpu *vcpu)
 {
 	atomic_store(&vcpu->cancel, true);
+	if (gmem_cpu_of(vcpu)->kind == GMEM_VCPU_KVM)
+		gmem_kvm_vcpu_cancel(gmem_cpu_of(vcpu));
+}
+
+int gmem_vcpu_run(struct gmem_vcpu *vcpu)
+{
+	if (gmem_cpu_of(vcpu)->kind != GMEM_VCPU_KVM)
+		return gmem_err(-EINVAL, "gmem_vcpu_run: an accessor executes no instructions");
+	return gmem_kvm_vcpu_run(gmem_cpu_of(vcpu));
 }
 
 int gmem_vcpu_exit(const struct gmem_vcpu *vcpu, struct gmem_exit *ret)
@@ -51,4 +72,33 @@ int gmem_vcpu_exit(const struct gmem_vcpu *vcpu, struct gmem_exit *ret)
 		return gmem_err(-EINVAL, "gmem_vcpu_exit: size %zu: expected %zu", ret->size, sizeof(*ret));
 	*ret = ((const struct gmem_cpu *)vcpu)->exit;
 	return 0;
+}
+
+int gmem_vcpu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t len, uint64_t *ret_done)
+{
+	const struct gmem_vm *vm = gmem_cpu_of(vcpu)->vm;
+	uint64_t done = 0;
+	enum gmem_want want;
+	int err;
+
+	if (!len || !gmem_page_aligned(gpa) || !gmem_page_aligned(len) || gpa + len < gpa)
+		return gmem_err(-EINVAL,
+				"gmem_vcpu_pre_fault: gpa 0x%llx, len 0x%llx: not page-aligned, empty or wraps",
+				(unsigned long long)gpa, (unsigned long long)len);
+	err = gmem_vm_decode_gpa(vm, "gmem_vcpu_pre_fault", gpa, &gpa, &want);
+	if (!err && len > (vm->gfn_end << GMEM_PAGE_SHIFT) - gpa)
+		err = gmem_err(-EINVAL,
+			       "gmem_vcpu_pre_fault: gpa 0x%llx, len 0x%llx: beyond what the guest can address",
+			       (unsigned long long)gpa, (unsigned long long)len);
+	if (err)
+		return err;
+	for (; done < len; done += GMEM_PAGE_SIZE) {
+		err = gmem_mmu_pre_fault(vcpu, (gpa + done) >> GMEM_PAGE_SHIFT, want);
+		if (err)
+			break;
+	}
+	if (ret_done)
+		*ret_done = done;
+	/* What was done stands, as with KVM_PRE_FAULT_MEMORY: the error comes when nothing could be. */
+	return !done ? gmem_err_prefix(err, "gmem_vcpu_pre_fault") : 0;
 }

@@ -2,11 +2,14 @@
 #include "vm/vm.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 #include "base/err.h"
 #include "base/opts.h"
+#include "sys/kvm.h"
+#include "sys/uapi.h"
 
 /* Bits of a guest-physical address that say which side is meant: where QEMU and KVM have them. */
 #define SNP_C_BIT 51
@@ -32,6 +35,29 @@ static int set_type(struct gmem_vm *vm, enum gmem_vm_type type)
 	return gmem_err(-EINVAL, "gmem_vm_create: type %d: unknown", (int)type);
 }
 
+/* A VM of the host's default type plays the others: what they have to keep guests from is kept from them here. */
+static int open_kvm(struct gmem_vm *vm, int kvm_vm)
+{
+	int kvm, err = 0;
+
+	if (vm->alias_bit)
+		return gmem_err(-EOPNOTSUPP, "gmem_vm_create: VMs of this type have accessors only, and no KVM");
+	if (kvm_vm) {
+		vm->kvm = fcntl(kvm_vm, F_DUPFD_CLOEXEC, 0);
+		return vm->kvm < 0 ? gmem_err_sys(-errno, "gmem_vm_create: kvm_vm %d", kvm_vm) : 0;
+	}
+	kvm = gmem_kvm_open();
+	if (kvm < 0)
+		return gmem_err_sys(kvm, "gmem_vm_create: /dev/kvm");
+	vm->kvm = gmem_kvm_vm_create(kvm, KVM_X86_DEFAULT_VM);
+	if (vm->kvm < 0)
+		err = gmem_err_sys(vm->kvm, "gmem_vm_create: KVM");
+	else if (gmem_kvm_check(vm->kvm, KVM_CAP_EXIT_HYPERCALL) & 1 << KVM_HC_MAP_GPA_RANGE)
+		(void)gmem_kvm_cap_enable(vm->kvm, KVM_CAP_EXIT_HYPERCALL, 1 << KVM_HC_MAP_GPA_RANGE);
+	close(kvm);
+	return err;
+}
+
 int gmem_vm_create(const struct gmem_vm_opts *opts, struct gmem_vm **ret)
 {
 	struct gmem_vm *vm;
@@ -39,12 +65,17 @@ int gmem_vm_create(const struct gmem_vm_opts *opts, struct gmem_vm **ret)
 
 	if (opts && !gmem_opts_valid(opts, opts->size, sizeof(*opts)))
 		return gmem_err(-EINVAL, "gmem_vm_create: opts.size %zu: expected %zu", opts->size, sizeof(*opts));
-	if (opts && opts->flags)
-		return gmem_err(-EINVAL, "gmem_vm_create: flags 0x%x: none is defined", opts->flags);
+	if (opts && opts->flags & ~GMEM_VM_KVM)
+		return gmem_err(-EINVAL, "gmem_vm_create: flags 0x%x: unknown", opts->flags);
+	if (opts && opts->kvm_vm && !(opts->flags & GMEM_VM_KVM))
+		return gmem_err(-EINVAL, "gmem_vm_create: kvm_vm without GMEM_VM_KVM");
 	vm = calloc(1, sizeof(*vm));
 	if (!vm)
 		return gmem_err_sys(-ENOMEM, "gmem_vm_create");
+	vm->kvm = -1;
 	err = set_type(vm, opts ? opts->type : GMEM_VM_SW_PROTECTED);
+	if (!err && opts && opts->flags & GMEM_VM_KVM)
+		err = open_kvm(vm, opts->kvm_vm);
 	if (err) {
 		free(vm);
 		return err;
@@ -52,6 +83,7 @@ int gmem_vm_create(const struct gmem_vm_opts *opts, struct gmem_vm **ret)
 	vm->pid = getpid();
 	gmem_mmu_init(&vm->mmu);
 	pthread_mutex_init(&vm->slots_lock, NULL);
+	pthread_mutex_init(&vm->vcpus_lock, NULL);
 	atomic_store(&vm->refs, 1);
 	*ret = vm;
 	return 0;
@@ -68,7 +100,19 @@ void gmem_vm_put(struct gmem_vm *vm)
 		return;
 	gmem_mmu_destroy(&vm->mmu);
 	pthread_mutex_destroy(&vm->slots_lock);
+	pthread_mutex_destroy(&vm->vcpus_lock);
+	if (vm->kvm >= 0)
+		close(vm->kvm);
 	free(vm);
+}
+
+/* Guests come out, and are told that the VM is dead. */
+static void kick_vcpus(struct gmem_vm *vm)
+{
+	pthread_mutex_lock(&vm->vcpus_lock);
+	for (struct gmem_cpu *cpu = vm->vcpus; cpu; cpu = cpu->next)
+		gmem_kvm_vcpu_kick(cpu);
+	pthread_mutex_unlock(&vm->vcpus_lock);
 }
 
 void gmem_vm_free(struct gmem_vm *vm)
@@ -76,6 +120,7 @@ void gmem_vm_free(struct gmem_vm *vm)
 	if (!vm)
 		return;
 	gmem_mmu_kill(&vm->mmu);
+	kick_vcpus(vm);
 	gmem_vm_delete_slots(vm);
 	gmem_vm_put(vm);
 }
@@ -101,6 +146,11 @@ int gmem_vm_stats(struct gmem_vm *vm, struct gmem_vm_stats *stats)
 uint64_t gmem_vm_alias_bit(const struct gmem_vm *vm)
 {
 	return vm->alias_bit;
+}
+
+int gmem_vm_kvm_fd(const struct gmem_vm *vm)
+{
+	return vm->kvm;
 }
 
 void gmem_vm_lock_slots(struct gmem_vm *vm)

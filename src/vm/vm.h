@@ -27,6 +27,9 @@ struct gmem_vm {
 	pthread_mutex_t slots_lock;
 	struct gmem_mmu mmu;
 	_Atomic uint32_t refs;
+	int kvm; /* KVM's VM, whose slots are these; -1: none */
+	pthread_mutex_t vcpus_lock; /* a leaf; guards the list */
+	struct gmem_cpu *vcpus; /* of KVM's */
 	_Atomic uint64_t populated, sources; /* see gmem_vm_stats */
 	_Atomic bool cancel; /* the next page of a populate is not done */
 };
@@ -53,6 +56,7 @@ struct gmem_cpu {
 	enum gmem_vcpu_kind kind;
 	struct gmem_vm *vm; /* referenced */
 	struct gmem_exit exit;
+	struct gmem_cpu *next; /* see vm->vcpus */
 };
 
 static inline struct gmem_cpu *gmem_cpu_of(struct gmem_vcpu *vcpu)
@@ -70,6 +74,36 @@ struct gmem_accessor {
 
 /* One that is not known to its VM yet. -ENOMEM with text. */
 int gmem_accessor_create(struct gmem_cpu **ret);
+
+/* ---- kvm_vcpu.c */
+
+/* -ENOMEM, -EOPNOTSUPP and KVM's errors, with text. */
+int gmem_kvm_vcpu_open(struct gmem_vm *vm, const struct gmem_vcpu_opts *opts, struct gmem_cpu **ret);
+/* Once the MMU knows it. */
+void gmem_kvm_vcpu_added(struct gmem_cpu *cpu);
+/* Frees it. */
+void gmem_kvm_vcpu_close(struct gmem_cpu *cpu);
+int gmem_kvm_vcpu_run(struct gmem_cpu *cpu);
+/* Makes it come out of the guest, if it is in there; and then look at what it was told before. Any thread. */
+void gmem_kvm_vcpu_kick(struct gmem_cpu *cpu);
+/* So too, and what it waits for is over. Its own flag is set already. */
+void gmem_kvm_vcpu_cancel(struct gmem_cpu *cpu);
+
+/* ---- kvm_slot.c: slots as KVM has them. slots_lock held; nothing is done in a VM without KVM */
+
+/* Before a new slot is bound. -EOPNOTSUPP, -ENOMEM. */
+int gmem_kvm_slot_open(struct gmem_vm *vm, struct gmem_slot *slot);
+/* Once it is bound and in the table: from then on guests reach it. KVM's errors. */
+int gmem_kvm_slot_add(struct gmem_vm *vm, struct gmem_slot *slot);
+/* No guest reaches it any more. */
+void gmem_kvm_slot_remove(struct gmem_vm *vm, struct gmem_slot *slot);
+/*
+ * Invalidate lock held, exclusive, after the tables were invalidated: guests that follow KVM's come out at what is not
+ * theirs any more. If that cannot be had, the VM is dead, and they do not reach the slot at all.
+ */
+void gmem_kvm_slot_invalidate(struct gmem_slot *slot, uint64_t off, uint64_t len, uint32_t sides);
+/* The same of all of it, when its file is closed. No lock of the file held. */
+void gmem_kvm_slot_bar(struct gmem_slot *slot);
 
 /* Takes the side out of an address. -EINVAL: beyond what the VM can address. */
 int gmem_vm_decode_gpa(const struct gmem_vm *vm, const char *who, uint64_t gpa, uint64_t *ret_gpa,

@@ -1,0 +1,200 @@
+/* SPDX-License-Identifier: MIT */
+#include "file/gate.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/err.h"
+#include "base/range.h"
+#include "sys/call.h"
+#include "sys/uffd.h"
+
+/* As mark.c's: a guest that touches a page all the time comes between its zapping and its marking. */
+#define MAX_RACES 100000
+
+#define FEATURES                                                                                       \
+	(UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | \
+	 UFFD_FEATURE_POISON)
+
+static char *at(const struct gmem_gate *gate, uint64_t off)
+{
+	return gate->addr + (off - gate->off);
+}
+
+/* Before anything depends on it: is there a way to bar a page here? Markers work through a user-mode-only one too. */
+static int open_uffd(void)
+{
+	bool user_mode_only;
+
+	return gmem_sys_uffd_open(FEATURES, &user_mode_only);
+}
+
+static int check_markers(void)
+{
+	int fd = open_uffd();
+
+	if (fd >= 0)
+		close(fd);
+	switch (fd) {
+	case -EPERM:
+	case -ENOSYS:
+	case -EOPNOTSUPP:
+		return gmem_err(-EOPNOTSUPP, "a guest on KVM needs userfaultfd with page markers (Linux 6.6)");
+	default:
+		return fd < 0 ? gmem_err_sys(fd, "userfaultfd") : 0;
+	}
+}
+
+/* With the lock: who looks for mappings that are no views finds none that is about to be a gate. */
+static int map_locked(struct gmem_gate *gate)
+{
+	struct gmem_file *file = gate->file;
+	void *p = mmap(NULL, gate->len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file->fd, (off_t)gate->off);
+
+	if (p == MAP_FAILED)
+		return gmem_err_sys(-errno, "mapping %llu bytes for a guest", (unsigned long long)gate->len);
+	if (madvise(p, gate->len, MADV_DONTFORK)) {
+		int err = -errno;
+
+		munmap(p, gate->len);
+		return gmem_err_sys(err, "mapping %llu bytes for a guest: MADV_DONTFORK",
+				    (unsigned long long)gate->len);
+	}
+	gate->addr = p;
+	gate->next = file->gates;
+	file->gates = gate;
+	gmem_file_advise(file, p, gate->len);
+	return 0;
+}
+
+int gmem_gate_open(struct gmem_file *file, uint64_t off, uint64_t len, struct gmem_gate **ret)
+{
+	struct gmem_gate *gate;
+	int err;
+
+	if (file->page_size != GMEM_PAGE_SIZE)
+		return gmem_err(-EOPNOTSUPP, "a file of huge pages (GMEM_FILE_HUGETLB) has no guests on KVM");
+	err = check_markers();
+	if (err)
+		return err;
+	gate = malloc(sizeof(*gate));
+	if (!gate)
+		return gmem_err_sys(-ENOMEM, "mapping memory for a guest");
+	*gate = (struct gmem_gate){ .file = file, .off = off, .len = len, .uffd = -1 };
+	gmem_rwlock_lock(&file->invalidate_lock);
+	err = map_locked(gate);
+	gmem_rwlock_unlock(&file->invalidate_lock);
+	if (err) {
+		free(gate);
+		return err;
+	}
+	gmem_file_get(file);
+	*ret = gate;
+	return 0;
+}
+
+void gmem_gate_close(struct gmem_gate *gate)
+{
+	struct gmem_gate **link;
+	struct gmem_file *file;
+
+	if (!gate)
+		return;
+	file = gate->file;
+	gmem_rwlock_lock(&file->invalidate_lock);
+	munmap(gate->addr, gate->len);
+	for (link = &file->gates; *link != gate;)
+		link = &(*link)->next;
+	*link = gate->next;
+	gmem_rwlock_unlock(&file->invalidate_lock);
+	if (gate->uffd >= 0)
+		close(gate->uffd);
+	free(gate);
+	gmem_file_put(file);
+}
+
+/* Its first marker. Not before: a registered mapping is touched page by page, without the kernel's fault-around. */
+static int make_markable(struct gmem_gate *gate)
+{
+	int fd, err;
+
+	if (gate->uffd >= 0)
+		return 0;
+	fd = open_uffd();
+	if (fd < 0)
+		return gmem_err_sys(fd, "userfaultfd");
+	err = gmem_sys_uffd_register(fd, (uintptr_t)gate->addr, gate->len, GMEM_SYS_UFFD_WP);
+	if (err) {
+		close(fd);
+		return gmem_err_sys(err, "UFFDIO_REGISTER of a guest's memory");
+	}
+	gate->uffd = fd;
+	atomic_store(&gate->open, true);
+	return 0;
+}
+
+int gmem_gate_bar(struct gmem_gate *gate, uint64_t off, uint64_t len)
+{
+	uint64_t end = off + len, done;
+	unsigned int races = 0;
+	bool zapped = false;
+	int err = make_markable(gate);
+
+	while (!err && off < end) {
+		err = gmem_sys_uffd_poison(gate->uffd, (uintptr_t)at(gate, off), end - off, false, &done);
+		off += done;
+		if (!err)
+			break;
+		if (done)
+			races = 0;
+		else if (++races > MAX_RACES)
+			break;
+		if (err == -EAGAIN) {
+			sched_yield();
+			err = 0;
+		} else if (err == -EEXIST || err == -EFAULT) {
+			/* Touched, or marked, and with it most likely others: once. Or touched since: that page. */
+			err = gmem_sys_zap(at(gate, off), zapped ? GMEM_PAGE_SIZE : end - off);
+			zapped = true;
+		}
+	}
+	return err ? gmem_err_sys(err, "barring 0x%llx to 0x%llx from a guest", (unsigned long long)off,
+				  (unsigned long long)end) :
+		     0;
+}
+
+void gmem_gate_shut(struct gmem_gate *gate)
+{
+	/* In the middle of a mapping there may be no memory for the border; all of it has none. */
+	if (mprotect(gate->addr, gate->len, PROT_NONE))
+		(void)mmap(gate->addr, gate->len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE,
+			   -1, 0);
+}
+
+int gmem_gate_pass(struct gmem_gate *gate, uint64_t off)
+{
+	uint64_t done;
+	char byte;
+	int err = -EEXIST;
+
+	if (atomic_load(&gate->open))
+		err = gmem_sys_uffd_continue(gate->uffd, (uintptr_t)at(gate, off), GMEM_PAGE_SIZE, &done);
+	if (!err)
+		return 0;
+	/* What is not mapped at once, the guest's touch maps. */
+	if (err != -EEXIST)
+		return gmem_sys_zap(at(gate, off), GMEM_PAGE_SIZE);
+	/* Nothing of ours is in the way. If a look fails all the same, the memory has. */
+	return gmem_sys_peek(&byte, at(gate, off), 1) == 1 ? err : -EHWPOISON;
+}
+
+uint64_t gmem_gates_known_to(const struct gmem_file *file, uint64_t hva, uint64_t off)
+{
+	for (const struct gmem_gate *g = file->gates; g; g = g->next)
+		if (off >= g->off && off - g->off < g->len && hva == (uint64_t)(uintptr_t)at(g, off))
+			return g->off + g->len;
+	return off;
+}

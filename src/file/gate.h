@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Gates: mappings of a part of the file for the accesses of a guest that the processor makes by itself, where pages can
+ * be barred.
+ *
+ * Enters: what somebody else's second stage (KVM's) is to reach. Leaves: an address for it. A barred page has a marker
+ * (UFFDIO_POISON): KVM cannot map it, raises SIGBUS at its address and comes back, and the instruction begins again
+ * when the page may be had. A page that is not barred costs nothing: a guest's first touch of it is the kernel's own
+ * business, as of any shared memory. So what has to come out of the guest is barred before it has to, and what need not
+ * any more stays barred until it is met.
+ *
+ * Gates are no views: no conversion marks them, and no userfault is raised in one. The list of a file's gates is
+ * guarded by its invalidate lock; who looks for mappings that are no views (foreign.c, place.c) knows them by it.
+ */
+#ifndef GMEM_FILE_GATE_H
+#define GMEM_FILE_GATE_H
+
+#include "file/file.h"
+
+struct gmem_gate {
+	struct gmem_file *file; /* referenced: its memory stays until the gate is closed */
+	char *addr; /* constant, as off and len are */
+	uint64_t off, len;
+	int uffd; /* of its markers; -1: none was needed yet. Guarded by the invalidate lock, exclusive */
+	_Atomic bool open; /* `uffd` is there, and constant from then on */
+	struct gmem_gate *next;
+};
+
+/*
+ * Maps [off, off + len), inside the file, readable and writable, not inherited by forked children. -ENOMEM,
+ * -EOPNOTSUPP (huge pages; a kernel without page markers, before 6.6, or a process without userfaultfd). No lock held.
+ */
+int gmem_gate_open(struct gmem_file *file, uint64_t off, uint64_t len, struct gmem_gate **ret);
+/* Nobody uses its address any more. NULL is allowed. No lock held. */
+void gmem_gate_close(struct gmem_gate *gate);
+
+/*
+ * Bars [off, off + len) of the file, inside the gate: an access that begins after the return comes out, and none that
+ * began before is going on. -ENOMEM, -EMFILE: a part may be barred. Invalidate lock held, exclusive.
+ */
+int gmem_gate_bar(struct gmem_gate *gate, uint64_t off, uint64_t len);
+/* Unmaps everything: for what should be barred and cannot be. An access is -EFAULT from then on. As gmem_gate_bar(). */
+void gmem_gate_shut(struct gmem_gate *gate);
+
+/*
+ * The page at `off`, which is in place and has memory, may be accessed again. Whoever calls knows that nobody bars it
+ * meanwhile. 0; -EEXIST: it was not barred; -EHWPOISON: its memory has failed.
+ */
+int gmem_gate_pass(struct gmem_gate *gate, uint64_t off);
+
+/* Where what a gate shows of the file at `hva`, `off` there, ends in the file; `off`: no gate shows it. */
+uint64_t gmem_gates_known_to(const struct gmem_file *file, uint64_t hva, uint64_t off);
+
+#endif

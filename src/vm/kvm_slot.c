@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Memslots as KVM has them.
+ *
+ * User engine: a gate of the slot's own is the memory, and KVM knows it as plain shared memory. Where an access must
+ * exit the gate is barred, which is decided here: by the VM's type, by who supplies what is absent, by what is lost.
+ * What is barred and need not be any more is let through when a guest meets it (kvm_vcpu.c), so this errs on the side
+ * of barring. Kernel engine: KVM has the guest_memfd itself, and makes the exits.
+ */
+#include <errno.h>
+
+#include "base/err.h"
+#include "base/range.h"
+#include "file/gate.h"
+#include "sys/kvm.h"
+#include "vm/vm.h"
+
+#define SIDES (GMEM_SIDE_SHARED | GMEM_SIDE_PRIVATE)
+
+int gmem_kvm_slot_open(struct gmem_vm *vm, struct gmem_slot *slot)
+{
+	struct gmem_file *file = atomic_load(&slot->file);
+
+	if (vm->kvm < 0 || file->engine == GMEM_ENGINE_KERNEL)
+		return 0;
+	return gmem_gate_open(file, slot->off, slot->npages << GMEM_PAGE_SHIFT, &slot->gate);
+}
+
+/* ---- barring */
+
+/* A translation that stays would show a guest what it must not see. So it gets none at all, and the VM is dead. */
+static void give_up(struct gmem_slot *slot)
+{
+	gmem_mmu_kill(&slot->vm->mmu);
+	gmem_gate_shut(slot->gate);
+}
+
+/* Does the page's side keep guests of this VM out? The others' pages are all within reach, whichever side they are. */
+static bool type_bars_private(const struct gmem_vm *vm)
+{
+	return vm->type == GMEM_VM_DEFAULT;
+}
+
+void gmem_kvm_slot_invalidate(struct gmem_slot *slot, uint64_t off, uint64_t len, uint32_t sides)
+{
+	bool becomes_private = (sides & SIDES) == GMEM_SIDE_SHARED;
+
+	if (!slot->gate || !((sides & GMEM_SIDE_BAR) || (becomes_private && type_bars_private(slot->vm))))
+		return;
+	if (gmem_gate_bar(slot->gate, off, len))
+		give_up(slot);
+}
+
+void gmem_kvm_slot_bar(struct gmem_slot *slot)
+{
+	struct gmem_gate *gate = slot->gate;
+
+	if (!gate)
+		return;
+	gmem_rwlock_lock(&gate->file->invalidate_lock);
+	if (gmem_gate_bar(gate, gate->off, gate->len))
+		give_up(slot);
+	gmem_rwlock_unlock(&gate->file->invalidate_lock);
+}
+
+static int bar_private(struct gmem_gate *gate)
+{
+	const struct gmem_state *state = &gate->file->state;
+	uint64_t page = gate->off >> GMEM_PAGE_SHIFT, end = page + (gate->len >> GMEM_PAGE_SHIFT), to;
+	int err = 0;
+
+	for (; page < end && !err; page = to) {
+		to = gmem_state_side_end(state, page, end);
+		if (gmem_state_private(state, page))
+			err = gmem_gate_bar(gate, page << GMEM_PAGE_SHIFT, (to - page) << GMEM_PAGE_SHIFT);
+	}
+	return err;
+}
+
+static int bar_lost(struct gmem_gate *gate)
+{
+	const struct gmem_state *state = &gate->file->state;
+	uint64_t page = gate->off >> GMEM_PAGE_SHIFT, end = page + (gate->len >> GMEM_PAGE_SHIFT);
+	int err = 0;
+
+	if (!atomic_load(&state->header->lost))
+		return 0;
+	for (; !err && (page = gmem_state_next_poisoned(state, page, end)) < end; page++)
+		err = gmem_gate_bar(gate, page << GMEM_PAGE_SHIFT, GMEM_PAGE_SIZE);
+	return err;
+}
+
+static int bar_supplied(struct gmem_gate *gate)
+{
+	int err = 0;
+
+	for (const struct gmem_supply *s = gate->file->supplies; s && !err; s = s->next) {
+		uint64_t from = gmem_max_u64(gate->off, s->off);
+		uint64_t to = gmem_min_u64(gate->off + gate->len, s->off + s->len);
+
+		if (from < to)
+			err = gmem_gate_bar(gate, from, to - from);
+	}
+	return err;
+}
+
+/* What is so already when the slot is set. What comes later is an invalidation. */
+static int bar_at_first(struct gmem_slot *slot)
+{
+	struct gmem_gate *gate = slot->gate;
+	int err;
+
+	gmem_rwlock_lock(&gate->file->invalidate_lock);
+	err = bar_supplied(gate);
+	if (!err)
+		err = bar_lost(gate);
+	if (!err && type_bars_private(slot->vm))
+		err = bar_private(gate);
+	gmem_rwlock_unlock(&gate->file->invalidate_lock);
+	return err;
+}
+
+/* ---- KVM */
+
+int gmem_kvm_slot_add(struct gmem_vm *vm, struct gmem_slot *slot)
+{
+	uint64_t gpa = slot->gfn << GMEM_PAGE_SHIFT, len = slot->npages << GMEM_PAGE_SHIFT;
+	int err;
+
+	if (vm->kvm < 0)
+		return 0;
+	if (!slot->gate) {
+		/* KVM's own accesses, as of an instruction that it emulates, go through the address. */
+		err = gmem_kvm_slot_set(vm->kvm, slot->id, gpa, len, slot->window, atomic_load(&slot->file)->fd,
+					slot->off);
+	} else {
+		err = bar_at_first(slot);
+		if (err)
+			return err;
+		err = gmem_kvm_plain_slot_set(vm->kvm, slot->id, 0, gpa, len, slot->gate->addr);
+	}
+	return err ? gmem_err_sys(err, "KVM") : 0;
+}
+
+void gmem_kvm_slot_remove(struct gmem_vm *vm, struct gmem_slot *slot)
+{
+	if (vm->kvm >= 0)
+		(void)gmem_kvm_plain_slot_set(vm->kvm, slot->id, 0, slot->gfn << GMEM_PAGE_SHIFT, 0, NULL);
+}
