@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* What a keeper is told by those who do not mean well, or do not know how. It lives on, keeps nothing, and serves. */
+#include <linux/sockios.h>
 #include <poll.h>
+#include <sys/ioctl.h>
 
 #include "keeper_util.h"
 
@@ -83,26 +85,38 @@ static void say_everything(int (*next)(void *), void *opaque, uint64_t *seed)
 	}
 }
 
-/* What the keeper holds once it has done all that the program's attaching asks of it. */
-static unsigned int steady_fds(pid_t pid)
+/*
+ * Returns when the keeper has heard all who called before: it hears callers in the order they came, and hangs up on
+ * this one too. Of what its server and its program say it reads one message a round.
+ */
+static void be_heard(const struct stage *s)
 {
-	unsigned int n = count_fds(pid);
+	int sock = dial(s);
+	char end;
 
-	for (int same = 0; same < 10; same++) {
-		usleep(5000);
-		if (count_fds(pid) != n) {
-			n = count_fds(pid);
-			same = 0;
-		}
-	}
-	return n;
+	CHECK(say(sock, "?", 1, 0));
+	CHECK_EQ(recv(sock, &end, 1, 0), 0);
+	close(sock);
 }
 
-static void settle_fds(pid_t pid, unsigned int expected)
+/* What the keeper holds with no caller. */
+static unsigned int fds_of(const struct stage *s)
 {
-	for (int i = 0; i < 200 && count_fds(pid) != expected; i++)
-		usleep(5000);
-	CHECK_EQ(count_fds(pid), expected);
+	be_heard(s);
+	return count_fds(s->k);
+}
+
+/* With no caller left all it can still do is drop its server, once it has read all of its messages. */
+static void settle_fds(const struct stage *s, unsigned int expected)
+{
+	uint64_t end = now_ms() + (tap_slow() ? 160000 : 20000);
+	unsigned int n = fds_of(s);
+
+	while (n > expected && now_ms() < end) {
+		usleep(300);
+		n = count_fds(s->k);
+	}
+	CHECK_EQ(n, expected);
 }
 
 /* ---- at the listening socket */
@@ -130,12 +144,12 @@ TEST_TIMEOUT(garbage_at_the_socket, 60)
 
 	start_stage(&s, NPAGES, 1);
 	c.s = &s;
-	fds = steady_fds(s.k);
+	fds = fds_of(&s);
 	say_everything(call_anew, &c, &s.seed);
 	close(c.sock);
 	for (int i = 0; i < 30; i++)
 		close(dial(&s));
-	settle_fds(s.k, fds);
+	settle_fds(&s, fds);
 	finish(&s, start_server(&s, NULL));
 }
 
@@ -147,7 +161,7 @@ TEST(silent_callers_do_not_keep_others_waiting)
 	pid_t server;
 
 	start_stage(&s, NPAGES, 1);
-	fds = steady_fds(s.k);
+	fds = fds_of(&s);
 	for (size_t i = 0; i < 40; i++)
 		socks[i] = dial(&s);
 	server = start_server(&s, NULL);
@@ -166,6 +180,8 @@ static bool poll_in(int sock)
 	return poll(&p, 1, 20) > 0 && !usleep(20000);
 }
 
+enum { ANSWERED, WITH_DESCRIPTORS, GARBAGE, ON_AND_ON, LEAVES_AT_ONCE, NHOWS };
+
 static pid_t serve_and_misbehave(struct stage *s, int how)
 {
 	struct gmem_wire w = { .magic = GMEM_WIRE_MAGIC, .type = GMEM_WIRE_SERVE, .flags = 0xffff };
@@ -175,17 +191,18 @@ static pid_t serve_and_misbehave(struct stage *s, int how)
 	if (pid)
 		return pid;
 	sock = dial(s);
-	say(sock, &w, sizeof(w), how == 1 ? 10 : 0);
-	if (how == 2) {
-		usleep(20000);
+	say(sock, &w, sizeof(w), how == WITH_DESCRIPTORS ? 10 : 0);
+	if (how == GARBAGE) {
+		WAIT_FOR(poll_in(sock));
 		say(sock, "garbage", 7, 2);
 		say(sock, "", 0, 0);
 	}
-	if (how == 3) {
+	if (how == ON_AND_ON) {
 		for (int i = 0; i < 100; i++)
 			say(sock, &w, sizeof(w), 2);
 	}
-	usleep(20000);
+	if (how != LEAVES_AT_ONCE)
+		WAIT_FOR(poll_in(sock));
 	_exit(0);
 }
 
@@ -196,15 +213,12 @@ TEST(servers_that_misbehave)
 	struct stage s;
 
 	start_stage(&s, NPAGES, 1);
-	wait_ok(serve_and_misbehave(&s, 0));
-	settle_fds(s.k, count_fds(s.k));
-	wait_ok(serve_and_misbehave(&s, 0));
-	usleep(20000);
-	fds = steady_fds(s.k);
-	for (int how = 0; how < 4; how++)
+	fds = fds_of(&s) + 1; /* the last server's pidfd */
+	for (int how = 0; how < NHOWS; how++) {
 		for (int i = 0; i < 5; i++)
 			wait_ok(serve_and_misbehave(&s, how));
-	settle_fds(s.k, fds);
+		settle_fds(&s, fds);
+	}
 	finish(&s, start_server(&s, NULL));
 }
 
@@ -246,7 +260,7 @@ TEST(another_users_server)
 	if (geteuid())
 		SKIP("root", "takes another user's identity");
 	start_stage(&s, NPAGES, 1);
-	fds = steady_fds(s.k);
+	fds = fds_of(&s);
 	for (int mode = 0; mode < 2; mode++) {
 		CHECK_EQ(chmod(s.dir, 0755), 0);
 		if (mode)
@@ -262,7 +276,7 @@ TEST(another_users_server)
 		}
 		wait_ok(pid);
 	}
-	settle_fds(s.k, fds);
+	settle_fds(&s, fds);
 	finish(&s, start_server(&s, NULL));
 }
 
@@ -279,6 +293,16 @@ static int same_socket(void *opaque)
 	while (recvmsg(sock, &msg, MSG_DONTWAIT) > 0)
 		;
 	return sock;
+}
+
+/* The keeper has read all that was said. */
+static bool all_read(int sock)
+{
+	int left;
+
+	same_socket(&sock);
+	CHECK_EQ(ioctl(sock, SIOCOUTQ, &left), 0);
+	return !left;
 }
 
 static int keeper_answers(int sock, struct gmem_wire *w, int fd)
@@ -349,12 +373,13 @@ static void start_hostile_program(struct stage *s, bool flood)
 			else
 				stuck += !usleep(3000);
 		}
+		if (!flood)
+			WAIT_FOR(all_read(sock));
 		atomic_store(&s->shared->answer, 1);
 		WAIT_FOR(atomic_load(&s->shared->request) == 1);
 		if (flood)
 			_exit(0);
 		CHECK_EQ(fcntl(sock, F_SETFL, flags), 0);
-		usleep(50000);
 		same_socket(&sock);
 		bad_regions(s, sock);
 		atomic_store(&s->shared->answer, 2);
@@ -374,12 +399,11 @@ TEST_TIMEOUT(hostile_program, 60)
 	set_stage(&s, NPAGES, 1);
 	run_keeper(&s);
 	start_hostile_program(&s, false);
-	usleep(50000);
-	fds = steady_fds(s.k);
+	fds = fds_of(&s);
 	CHECK(fds < 24); /* nothing of the hundreds it was sent */
 	atomic_store(&s.shared->request, 1);
 	WAIT_FOR(atomic_load(&s.shared->answer) == 2);
-	settle_fds(s.k, fds + 1); /* the program's pidfd, known by its first REGION */
+	settle_fds(&s, fds + 1); /* the program's pidfd, known by its first REGION */
 	atomic_store(&s.shared->request, 2);
 	WAIT_FOR(atomic_load(&s.shared->attached));
 	finish(&s, start_server(&s, NULL));
