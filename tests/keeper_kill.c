@@ -16,8 +16,12 @@ static void kill_and_look(struct stage *s, pid_t server, unsigned int after_us, 
 	int waiting;
 
 	kill_and_wait(server);
-	waiting = in_flight(s);
+	atomic_store(&s->shared->hold_at, 0);
 	left = unserved(s, &filling);
+	waiting = in_flight(s);
+	/* Without a server touchers come to a page that is missing, once they get the processor. */
+	for (int i = 0; i < 1000 && left && !waiting; i++)
+		waiting = in_flight(s);
 	touched = atomic_load(&s->shared->touched);
 	t->kills++;
 	t->in_flight += waiting > 0;
@@ -39,9 +43,12 @@ static void serve_some(struct stage *s)
 	struct server_how how = { .no_fill = true };
 	pid_t server = start_server(s, &how);
 
+	/* Or all would have come by the time that a busy machine lets us look. */
+	atomic_store(&s->shared->hold_at, s->len / P * 13 / 100);
 	atomic_store(&s->shared->go, true);
 	WAIT_FOR(left_is_below(s, 88));
 	kill_and_wait(server);
+	atomic_store(&s->shared->hold_at, 0);
 }
 
 static uint64_t now_us(void)
@@ -71,6 +78,7 @@ static void restore_with_kills(uint64_t *seed, bool fill, unsigned int most, str
 			return;
 		}
 		/* An instant of time, or as much as is to be lost at the most: processors differ. */
+		atomic_store(&s.shared->hold_at, atomic_load(&s.shared->touched) + NPAGES / 7);
 		server = start_server(&s, &how);
 		while (now_us() - begun < us && unserved(&s, NULL) > enough)
 			usleep(20);
@@ -111,6 +119,7 @@ enum window {
 /* In a server: dies at the n-th call. */
 static enum window window;
 static _Atomic int calls_left;
+static const struct stage *demand; /* whose touchers wait for what is counted; NULL: any page is */
 
 static void arm(int arg)
 {
@@ -118,9 +127,31 @@ static void arm(int arg)
 	atomic_store(&calls_left, arg >> 8);
 }
 
-static bool now_is(enum window w)
+/* Not a page that only comes with one that is waited for. */
+static bool counts(uint64_t off, uint64_t len)
 {
-	return window == w && atomic_fetch_sub(&calls_left, 1) == 1;
+	for (int i = 0; demand && i < TOUCHERS; i++) {
+		uint64_t touch = atomic_load(&demand->shared->touching[i]);
+
+		if (touch && (touch - 1) * P >= off && (touch - 1) * P < off + len)
+			return true;
+	}
+	return !demand;
+}
+
+/* From the n-th call on the other threads do nothing, however long it takes until the one that made it is dead. */
+static bool now_is(enum window w, uint64_t off, uint64_t len)
+{
+	bool counted;
+	int left;
+
+	if (!window)
+		return false;
+	counted = window == w && counts(off, len);
+	left = counted ? atomic_fetch_sub(&calls_left, 1) : atomic_load(&calls_left);
+	while (left <= 0)
+		pause();
+	return counted && left == 1;
 }
 
 static void die(void)
@@ -139,9 +170,9 @@ int __wrap_gmem_sys_uffd_continue(int uffd, uint64_t hva, uint64_t len, uint64_t
 
 int __wrap_gmem_pwrite_all(int fd, const void *buf, size_t len, uint64_t off)
 {
-	if (now_is(BEFORE_BYTES))
+	if (now_is(BEFORE_BYTES, off, len))
 		die();
-	if (now_is(HALF_BYTES)) {
+	if (now_is(HALF_BYTES, off, len)) {
 		(void)__real_gmem_pwrite_all(fd, buf, len / 2, off);
 		die();
 	}
@@ -152,22 +183,23 @@ bool __wrap_gmem_state_publish(struct gmem_state *s, uint64_t page, uint32_t gen
 {
 	bool published;
 
-	if (now_is(BEFORE_PUBLISH))
+	if (now_is(BEFORE_PUBLISH, page * P, P))
 		die();
 	published = __real_gmem_state_publish(s, page, generation);
-	if (now_is(AFTER_PUBLISH))
+	if (now_is(AFTER_PUBLISH, page * P, P))
 		die();
 	return published;
 }
 
 int __wrap_gmem_sys_uffd_continue(int uffd, uint64_t hva, uint64_t len, uint64_t *done)
 {
+	uint64_t off = demand ? hva - demand->files[0]->state.header->regions[0].hva : 0;
 	int err;
 
-	if (now_is(BEFORE_CONTINUE))
+	if (now_is(BEFORE_CONTINUE, off, len))
 		die();
 	err = __real_gmem_sys_uffd_continue(uffd, hva, len, done);
-	if (now_is(AFTER_CONTINUE))
+	if (now_is(AFTER_CONTINUE, off, len))
 		die();
 	return err;
 }
@@ -188,9 +220,11 @@ static void die_at(struct stage *s, enum window w, int n, bool fill)
 {
 	struct server_how how = { .before = arm, .arg = (int)w | n << 8, .no_fill = !fill };
 	uint64_t left, filling;
-	pid_t server = start_server(s, &how);
 	int status, waiting;
+	pid_t server;
 
+	demand = fill || w == AFTER_PUBLISH || w == AFTER_CONTINUE ? NULL : s;
+	server = start_server(s, &how);
 	WAIT_FOR(waitpid(server, &status, WNOHANG) == server);
 	if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGKILL)
 		FAIL("window %d, call %d: the server ended with status 0x%x", w, n, status);
@@ -204,7 +238,7 @@ static void die_at(struct stage *s, enum window w, int n, bool fill)
 		CHECK(filling > 0);
 	if (fill)
 		return;
-	CHECK(waiting > 0);
+	WAIT_FOR(waiting > 0 || in_flight(s) > 0);
 	if (w <= BEFORE_PUBLISH)
 		CHECK(waits_for(s, GMEM_PAGE_FILLING));
 	else if (w == BEFORE_CONTINUE)

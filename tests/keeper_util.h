@@ -19,6 +19,7 @@
 struct shared {
 	_Atomic uint64_t touching[TOUCHERS]; /* 1 + the touch that has begun and not ended, 0: none */
 	_Atomic uint64_t touched; /* touches compared, and written to */
+	_Atomic uint64_t hold_at; /* so many: touchers wait until it is 0 again or more; 0: they never do */
 	_Atomic bool attached, go, complete;
 	_Atomic int connected; /* servers that have come as far */
 	_Atomic int request, answer; /* of a case's own */
@@ -197,6 +198,13 @@ static inline uint64_t touch_of(const struct stage *s, uint64_t i, uint32_t *ret
 	return i;
 }
 
+static inline bool held(const struct stage *s)
+{
+	uint64_t at = atomic_load(&s->shared->hold_at);
+
+	return at && atomic_load(&s->shared->touched) >= at;
+}
+
 /* Every page of every view, its share of them, in random order: as saved; then written to, which must last. */
 static inline void *toucher_main(void *arg)
 {
@@ -215,6 +223,8 @@ static inline void *toucher_main(void *arg)
 		uint32_t v;
 		uint64_t page = touch_of(t->s, order[i], &v);
 
+		while (held(t->s))
+			usleep(300);
 		touch_page(t, order[i], v, page);
 	}
 	free(order);
@@ -350,6 +360,7 @@ static inline pid_t start_server(struct stage *s, const struct server_how *how)
 	struct gmem_server_opts o = { .size = sizeof(o) };
 	struct gmem_server *server;
 	pid_t pid = fork_checked();
+	int err;
 
 	if (pid)
 		return pid;
@@ -357,12 +368,20 @@ static inline pid_t start_server(struct stage *s, const struct server_how *how)
 	o.take_over = how->take_over;
 	if (how->before)
 		how->before(how->arg);
-	CHECK_OK(gmem_server_connect(s->sock, &o, &server));
+	err = gmem_server_connect(s->sock, &o, &server);
+	/* A program that needs no server any more is let go, and the keeper ends with it. */
+	while (err && atomic_load(&s->shared->complete))
+		pause();
+	CHECK_OK(err);
 	atomic_fetch_add(&s->shared->connected, 1);
 	if (!how->no_fill) {
 		unsigned int slow_us = how->slow_us;
+		gmem_progress_fn progress = slow_us ? slow_progress : NULL;
+		int64_t n = gmem_pager_fill(gmem_server_pager(server), progress, &slow_us);
 
-		CHECK_OK(gmem_pager_fill(gmem_server_pager(server), slow_us ? slow_progress : NULL, &slow_us));
+		/* The same: all was touched before the fill came to it. */
+		if (n != -ESRCH || !atomic_load(&s->shared->complete))
+			CHECK_OK(n);
 		atomic_store(&s->shared->complete, true);
 	}
 	for (;;)
