@@ -282,6 +282,7 @@ int gmem_mmu_fault(struct gmem_vcpu *vcpu, uint64_t gfn, uint32_t access, enum g
 	case -EBADF:
 	case -EREMOTE:
 		exit->memory_fault = true;
+		exit->no_slot = err == -ENOENT;
 		return gmem_err(-EFAULT, "guest frame 0x%llx: %s", (unsigned long long)gfn,
 				err == -ENOENT ? "no slot" :
 				err == -EBADF  ? "its file is closed" :

@@ -170,6 +170,7 @@ enum gmem_map_result gmem_mmu_map(struct gmem_vcpu *vcpu, const struct gmem_mapp
 /* Why a guest's access cannot be done, for the exit that tells of it. */
 struct gmem_mmu_exit {
 	bool memory_fault; /* else the error is no matter of the guest's */
+	bool no_slot; /* nothing is there */
 	bool private; /* the access was to private memory */
 };
 
