@@ -581,12 +581,31 @@ void gmem_vcpu_free(struct gmem_vcpu *vcpu); /* NULL is allowed */
  * waits. `buf` may be memory that is itself served by a pager. Bytes are copied by the processor: memory that has
  * failed and that nobody has poisoned yet is SIGBUS for this process, at an address in a mapping of the library's own.
  *
- * -EFAULT and -EHWPOISON are exits, see gmem_vcpu_exit(): what is before the page that it names has been done.
+ * -EFAULT and -EHWPOISON are exits, see gmem_vcpu_exit(): what is before the page that it names has been done. An exit
+ * that is GMEM_EXIT_MMIO may be completed with gmem_vcpu_answer().
  * -EPERM: a write to a page whose writes are watched. -EINTR: gmem_vcpu_cancel(). -EIO: the VM is dead, or the page
  * was never brought in and its pager is gone. -EINVAL (an address the guest cannot have), -ENOMEM, -ENOSPC.
  */
 int gmem_vcpu_load(struct gmem_vcpu *vcpu, uint64_t gpa, void *buf, size_t len);
 int gmem_vcpu_store(struct gmem_vcpu *vcpu, uint64_t gpa, const void *buf, size_t len);
+
+/*
+ * A guest's compare-and-exchange of 1, 2, 4 or 8 bytes; `gpa` aligned to `len`. 1: what is there was `*expected` and
+ * now is `*desired`; 0: it was not, and `*expected` is what is there. One atomic operation to every other vCPU, to
+ * views and to other processes, and a full barrier. It counts as a store, whatever it finds. -EINVAL (len, alignment),
+ * else as gmem_vcpu_store(). Where an exit is GMEM_EXIT_MMIO, the device is asked as by KVM's emulation: read first,
+ * then, if it said `*expected`, written.
+ */
+int gmem_vcpu_cmpxchg(struct gmem_vcpu *vcpu, uint64_t gpa, void *expected, const void *desired, size_t len);
+
+/*
+ * Copies guest memory to guest memory, without the caller's; each address with its own bit that names the side: out of
+ * private memory into a shared bounce buffer, say. `*ret_done`, if not NULL, says how many bytes have been copied, when
+ * the call fails too, but for -EINVAL (the ranges overlap, whatever their sides; an address the guest cannot have).
+ * Else as gmem_vcpu_load() and gmem_vcpu_store(); what has no slot is a memory fault, and gmem_exit.gpa says which page
+ * of the two it was.
+ */
+int gmem_vcpu_copy(struct gmem_vcpu *vcpu, uint64_t to, uint64_t from, uint64_t len, uint64_t *ret_done);
 
 /*
  * Maps the pages of [gpa, gpa + len) as if the guest had touched them (KVM_PRE_FAULT_MEMORY). 0 if at least one is
@@ -622,24 +641,55 @@ void *gmem_vcpu_kvm_run(const struct gmem_vcpu *vcpu);
  */
 void gmem_vcpu_cancel(struct gmem_vcpu *vcpu);
 
+/*
+ * A hypercall of the guest. 1: an exit, GMEM_EXIT_HYPERCALL with `nr` and `args`, until it has been answered
+ * (gmem_vcpu_answer()); then the same call, made next, is 0 and `*ret` the answer. It has no effect of its own. -EIO (a
+ * dead VM).
+ */
+int gmem_vcpu_hypercall(struct gmem_vcpu *vcpu, uint64_t nr, const uint64_t args[6], uint64_t *ret);
+
+/*
+ * KVM_HC_MAP_GPA_RANGE: the guest asks for a range to be converted. args[0] is its gpa, args[1] its pages of 4 KiB,
+ * args[2] GMEM_MAP_GPA_RANGE_ENCRYPTED for private, else shared; bits 0 to 3 hint at a page size. The answer is 0 or a
+ * negative number of the guest's. Whoever answers 0 has called gmem_file_set_attributes().
+ */
+#define GMEM_HC_MAP_GPA_RANGE 12
+#define GMEM_MAP_GPA_RANGE_ENCRYPTED (UINT64_C(1) << 4)
+
 /* KVM's numbers (KVM_EXIT_*); gmem_vcpu_run() passes on those that are not here too, and kvm_run has the rest. */
 enum gmem_exit_reason {
 	GMEM_EXIT_NONE = 0,
-	/* KVM_EXIT_MEMORY_FAULT: no slot, a file that is closed, a page on the other side, a poisoned page. */
+	GMEM_EXIT_HYPERCALL = 3,
+	/* A load or store of 1 to 8 bytes within a page, not private, where no slot is: a device's register. */
+	GMEM_EXIT_MMIO = 6,
+	/* Any other access where no slot is; a file that is closed, a page on the other side, a poisoned page. */
 	GMEM_EXIT_MEMORY_FAULT = 39,
 };
 
 #define GMEM_EXIT_FLAG_PRIVATE (UINT64_C(1) << 3) /* the access was to private memory */
+#define GMEM_EXIT_FLAG_WRITE (UINT64_C(1) << 32) /* GMEM_EXIT_MMIO: it is a store. Not KVM's, but the library's own */
 
 struct gmem_exit {
 	size_t size; /* sizeof(struct gmem_exit) */
 	enum gmem_exit_reason reason;
 	uint64_t flags; /* GMEM_EXIT_FLAG_* */
-	uint64_t gpa, len; /* the page, without the bit that names the side */
+	uint64_t gpa, len; /* the page; of GMEM_EXIT_MMIO the access. Without the bit that names the side */
+	unsigned char data[8]; /* GMEM_EXIT_MMIO: the `len` bytes of a store */
+	uint64_t nr, args[6]; /* GMEM_EXIT_HYPERCALL */
 };
 
-/* Why the last load or store ended. -EINVAL (size). */
+/* Why the last load, store, compare-and-exchange, copy or hypercall ended. -EINVAL (size). */
 int gmem_vcpu_exit(const struct gmem_vcpu *vcpu, struct gmem_exit *ret);
+
+/*
+ * Completes what the last exit has left open. GMEM_EXIT_MMIO, a load: the same load, made next, returns the low `len`
+ * bytes of `value`, lowest first; a store: the store made next with this gpa and len is taken as done, and `value` is
+ * not used. GMEM_EXIT_HYPERCALL: what the hypercall returns. Neither looks at slots or memory again. Whatever else is
+ * called on the vCPU first drops the answer, but for gmem_vcpu_exit(), gmem_vcpu_cancel(), gmem_mmu_map_private_pfn()
+ * and this one again. Of GMEM_VCPU_KVM: the answer goes into kvm_run, for the next gmem_vcpu_run(). -EINVAL: nothing is
+ * open.
+ */
+int gmem_vcpu_answer(struct gmem_vcpu *vcpu, uint64_t value);
 
 /* ---------------------------------------------------------------------------------------------- launch */
 

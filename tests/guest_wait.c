@@ -225,7 +225,7 @@ static void slot_deleted(void (*supply)(struct scene *s))
 
 	set_up(&s, GMEM_VM_SW_PROTECTED, supply);
 	CHECK_OK(del_slot(s.vm, 0));
-	ends(&s, -EFAULT, GMEM_EXIT_MEMORY_FAULT);
+	ends(&s, -EFAULT, GMEM_EXIT_MMIO);
 	tear_down(&s);
 }
 

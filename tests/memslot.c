@@ -28,9 +28,9 @@ static void tear_down(struct scene *s)
 static void check_fault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t flags)
 {
 	struct gmem_exit e;
-	uint64_t v;
+	char buf[16]; /* more than a device's register has */
 
-	CHECK_ERR(gmem_vcpu_load(vcpu, gpa + 8, &v, sizeof(v)), -EFAULT);
+	CHECK_ERR(gmem_vcpu_load(vcpu, gpa + 8, buf, sizeof(buf)), -EFAULT);
 	e = exit_of(vcpu);
 	CHECK_EQ(e.reason, GMEM_EXIT_MEMORY_FAULT);
 	CHECK_EQ(e.gpa, gpa);

@@ -47,30 +47,34 @@ static uint64_t page_at(const struct model *m, uint64_t gfn, unsigned int *ret_s
 	return PAGES;
 }
 
-/* What an access that names the side, or not, must answer. */
-static int expected(const struct model *m, const struct page *page, bool with_bit, bool write, uint64_t *flags)
+/* What an access that names the side, or not, must answer; and the exit, but for its addresses. */
+static int expected(const struct model *m, const struct page *page, bool with_bit, bool write, struct gmem_exit *exit)
 {
-	bool want_private = m->type == GMEM_VM_SNP ? with_bit : !with_bit;
+	bool two_sides = m->type == GMEM_VM_SNP || m->type == GMEM_VM_TDX;
+	bool want_private = two_sides && (m->type == GMEM_VM_SNP ? with_bit : !with_bit);
 
-	*flags = 0;
-	if (m->type == GMEM_VM_SNP || m->type == GMEM_VM_TDX) {
-		*flags = want_private ? GMEM_EXIT_FLAG_PRIVATE : 0;
-		if (!page || page->private != want_private)
-			return -EFAULT;
-	} else if (!page || (m->type == GMEM_VM_DEFAULT && page->private)) {
+	*exit = (struct gmem_exit){ .reason = GMEM_EXIT_MEMORY_FAULT,
+				    .flags = want_private ? GMEM_EXIT_FLAG_PRIVATE : 0 };
+	if (!page && !want_private) {
+		exit->reason = GMEM_EXIT_MMIO;
+		exit->flags = write ? GMEM_EXIT_FLAG_WRITE : 0;
 		return -EFAULT;
 	}
+	if (!page || (two_sides && page->private != want_private) || (m->type == GMEM_VM_DEFAULT && page->private))
+		return -EFAULT;
+	exit->reason = GMEM_EXIT_NONE;
 	return write && page->watched ? -EPERM : 0;
 }
 
 static void do_access(struct model *m)
 {
-	uint64_t gfn = rnd(m, GUEST), at = rnd(m, WORDS), flags, v = tap_rand(&m->seed), p = page_at(m, gfn, NULL);
+	uint64_t gfn = rnd(m, GUEST), at = rnd(m, WORDS), v = tap_rand(&m->seed), p = page_at(m, gfn, NULL);
 	struct gmem_vcpu *vcpu = m->vcpu[rnd(m, 2)];
 	struct page *page = p < PAGES ? &m->page[p] : NULL;
 	bool with_bit = m->bit && rnd(m, 2), write = rnd(m, 2);
 	uint64_t gpa = gfn * PG + at * 8;
-	int want = expected(m, page, with_bit, write, &flags), got;
+	struct gmem_exit exit;
+	int want = expected(m, page, with_bit, write, &exit), got;
 
 	if (write) {
 		got = gmem_vcpu_store(vcpu, gpa | (with_bit ? m->bit : 0), &v, 8);
@@ -89,23 +93,25 @@ static void do_access(struct model *m)
 
 		m->large += leaf_at(&m->vm->mmu, gfn, &level) && level == GMEM_LEVEL_2M;
 	}
-	CHECK_EQ(exit_of(vcpu).reason, got == -EFAULT ? GMEM_EXIT_MEMORY_FAULT : GMEM_EXIT_NONE);
+	CHECK_EQ(exit_of(vcpu).reason, exit.reason);
 	if (got == -EFAULT) {
-		CHECK_EQ(exit_of(vcpu).gpa, gfn * PG);
-		CHECK_EQ(exit_of(vcpu).flags, flags);
+		CHECK_EQ(exit_of(vcpu).gpa, exit.reason == GMEM_EXIT_MMIO ? gpa : gfn * PG);
+		CHECK_EQ(exit_of(vcpu).len, exit.reason == GMEM_EXIT_MMIO ? 8 : PG);
+		CHECK_EQ(exit_of(vcpu).flags, exit.flags);
 	}
 }
 
 static void do_pre_fault(struct model *m)
 {
-	uint64_t gfn = rnd(m, GUEST), n = 1 + rnd(m, 600), done = 0, ok = 0, flags;
+	uint64_t gfn = rnd(m, GUEST), n = 1 + rnd(m, 600), done = 0, ok = 0;
+	struct gmem_exit exit;
 	bool with_bit = m->bit && rnd(m, 2);
 	int want = 0, got;
 
 	while (ok < n && !want) {
 		uint64_t p = page_at(m, gfn + ok, NULL);
 
-		want = p < PAGES ? expected(m, &m->page[p], with_bit, false, &flags) : -ENOENT;
+		want = p < PAGES ? expected(m, &m->page[p], with_bit, false, &exit) : -ENOENT;
 		ok += !want;
 	}
 	got = gmem_vcpu_pre_fault(m->vcpu[0], (gfn * PG) | (with_bit ? m->bit : 0), n * PG, &done);

@@ -151,6 +151,23 @@ static void same_exit(struct scene *s, enum op op, uint64_t gpa, struct kvm_ende
 		s->no_oracle[op]++;
 }
 
+/* A device's register: the same exit, and the same end when it has been answered. */
+static void same_mmio(struct scene *s, enum op op, uint64_t gpa, struct kvm_ended k, uint32_t kvm_value,
+		      uint32_t gmem_value)
+{
+	struct gmem_exit e = exit_of(s->vcpu);
+
+	compare(s, op, gpa, 4, KVM_EXIT_MMIO, e.reason);
+	compare(s, op, gpa, 4, (long long)k.gpa, (long long)e.gpa);
+	compare(s, op, gpa, 4, (long long)k.len, (long long)e.len);
+	compare(s, op, gpa, 4, (long long)k.flags, (long long)e.flags);
+	for (size_t i = 0; i < sizeof(e.data); i++)
+		compare(s, op, gpa, 4, k.data[i], e.data[i]);
+	CHECK_OK(gmem_vcpu_answer(s->vcpu, DEVICE_SAYS));
+	compare(s, op, gpa, 4, 0, gmem_access(s, op == STORE, gpa, &gmem_value));
+	compare(s, op, gpa, 4, kvm_value, gmem_value);
+}
+
 /*
  * A guest's access. Where there was no slot KVM remembers that, in the guest's page tables, and looks at attributes
  * only where it remembers nothing (6.12: kvm_mmu_page_fault(), PFERR_RSVD). A page there that is made private later is
@@ -184,16 +201,22 @@ static void op_access(struct scene *s, bool store, uint64_t page, unsigned int w
 
 	begin(s, op, gpa, 4, 0);
 	if (k.end == KVM_MMIO) {
-		/* A device may be there, to KVM; gmem has none, and exits. */
 		CHECK(!slot);
-		CHECK_EQ(k.gpa, gpa);
-		CHECK_EQ(exit_of(s->vcpu).gpa, page * PG);
-		differ(s, op, gpa, k.end, KVM_MMIO, gmem, -EFAULT);
+		compare(s, op, gpa, 4, -EFAULT, gmem);
+		same_mmio(s, op, gpa, k, kvm_value, gmem_value);
+		return;
+	}
+	if (k.end == KVM_FAULT && !slot) {
+		/* KVM has a private page there that is in no slot; for gmem there is no page. */
+		CHECK(s->private[page]);
+		CHECK_EQ(gmem, -EFAULT);
+		differ(s, op, gpa, KVM_EXIT_MEMORY_FAULT, KVM_EXIT_MEMORY_FAULT, exit_of(s->vcpu).reason,
+		       GMEM_EXIT_MMIO);
 		return;
 	}
 	compare(s, op, gpa, 4, k.end == KVM_FAULT ? -EFAULT : 0, gmem);
 	if (k.end == KVM_FAULT) {
-		same_exit(s, op, gpa, k, slot);
+		same_exit(s, op, gpa, k, true);
 		return;
 	}
 	if (store)

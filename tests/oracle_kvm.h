@@ -33,8 +33,12 @@ enum kvm_end { KVM_DONE, KVM_MMIO, KVM_FAULT };
 
 struct kvm_ended {
 	enum kvm_end end;
-	uint64_t gpa, len, flags; /* KVM_FAULT; of KVM_MMIO, gpa alone */
+	uint64_t gpa, len, flags; /* KVM_FAULT, KVM_MMIO */
+	uint8_t data[8]; /* KVM_MMIO: what is stored */
 };
+
+/* What the test's device says when it is read. */
+#define DEVICE_SAYS 0x8877665544332211ull
 
 static inline void *kvm_map(size_t len, int flags, int fd)
 {
@@ -84,14 +88,25 @@ static inline struct kvm_ended kvm_access(struct kvm_machine *k, bool store, uin
 		return (struct kvm_ended){ .end = KVM_DONE };
 	}
 	if (!rc && k->run->exit_reason == KVM_EXIT_MMIO) {
-		struct kvm_ended ended = { .end = KVM_MMIO, .gpa = k->run->mmio.phys_addr };
+		struct kvm_ended ended = {
+			.end = KVM_MMIO,
+			.gpa = k->run->mmio.phys_addr,
+			.len = k->run->mmio.len,
+			.flags = k->run->mmio.is_write ? GMEM_EXIT_FLAG_WRITE : 0,
+		};
+		uint64_t says = DEVICE_SAYS;
 
-		CHECK_EQ(k->run->mmio.is_write, store);
+		if (store)
+			memcpy(ended.data, k->run->mmio.data, ended.len);
+		else
+			memcpy(k->run->mmio.data, &says, sizeof(says));
 		/* The instruction is pending until the next KVM_RUN, which here is to do nothing else. */
 		k->run->immediate_exit = 1;
 		CHECK_EQ(ioctl(k->vcpu, KVM_RUN, 0), -1);
 		CHECK_EQ(errno, EINTR);
 		k->run->immediate_exit = 0;
+		CHECK_EQ(ioctl(k->vcpu, KVM_GET_REGS, &regs), 0);
+		*value = (uint32_t)regs.rax;
 		return ended;
 	}
 	if (rc < 0 && err == EFAULT && k->run->exit_reason == KVM_EXIT_MEMORY_FAULT)

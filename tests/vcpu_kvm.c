@@ -310,6 +310,40 @@ TEST_TIMEOUT(no_slot_is_mmio, 120)
 		memcpy(s.guest.run->mmio.data, &(uint32_t){ 0xabcdef }, 4);
 		CHECK_OK(go_on(&s));
 		CHECK_EQ(guest_result(&s.guest), 0xabcdef);
+		CHECK_ERR(gmem_vcpu_answer(s.vcpu, 1), -EINVAL);
+	}
+}
+
+/* The exit has what struct kvm_run has, and an answer goes there. */
+TEST_TIMEOUT(a_device_is_answered_for, 120)
+{
+	const uint64_t value = 0x8877665544332211;
+	struct scene s;
+
+	EACH_WAY(&s)
+	{
+		struct gmem_exit e;
+
+		begin(&s, GUEST_load4, GPA + LEN + 64);
+		CHECK_OK(gmem_vcpu_run(s.vcpu));
+		e = exit_of(s.vcpu);
+		CHECK_EQ(e.reason, GMEM_EXIT_MMIO);
+		CHECK_EQ(e.gpa, GPA + LEN + 64);
+		CHECK_EQ(e.len, 4);
+		CHECK_EQ(e.flags, 0);
+		CHECK_OK(gmem_vcpu_answer(s.vcpu, value));
+		CHECK_OK(go_on(&s));
+		CHECK_EQ(guest_result(&s.guest), (uint32_t)value);
+		begin(&s, GUEST_store8, GPA + LEN + 64, value);
+		CHECK_OK(gmem_vcpu_run(s.vcpu));
+		e = exit_of(s.vcpu);
+		CHECK_EQ(e.reason, GMEM_EXIT_MMIO);
+		CHECK_EQ(e.gpa, GPA + LEN + 64);
+		CHECK_EQ(e.len, 8);
+		CHECK_EQ(e.flags, GMEM_EXIT_FLAG_WRITE);
+		CHECK_MEM(e.data, &value, 8);
+		CHECK_OK(gmem_vcpu_answer(s.vcpu, 0));
+		CHECK_OK(go_on(&s));
 	}
 }
 

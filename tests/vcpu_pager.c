@@ -64,6 +64,32 @@ TEST(absent_page_comes_from_the_source)
 	tear_down(&s);
 }
 
+/* A copy and an exchange bring in what they touch, and nothing else. */
+TEST(copy_and_exchange_bring_pages_in)
+{
+	struct scene s = { 0 };
+	uint64_t expected, desired = 5, done;
+	struct guest g;
+
+	set_up(&s, (struct src)SRC(.id = 4), 0, 0, 64 * P);
+	g = guest_of(s.file, 64 * P);
+	CHECK_OK(gmem_vcpu_copy(g.vcpu, 40 * P + 8, 8 * P, 6 * P, &done));
+	CHECK_EQ(done, 6 * P);
+	for (uint64_t at = 0; at < 6 * P; at += 8)
+		CHECK_EQ(load64(g.vcpu, 40 * P + 8 + at), word_at(4, 8 * P + at));
+	CHECK_EQ(load64(g.vcpu, 40 * P), word_at(4, 40 * P));
+	CHECK_EQ(load64(g.vcpu, 46 * P + 8), word_at(4, 46 * P + 8));
+	expected = word_at(4, 30 * P + 16);
+	CHECK_EQ(gmem_vcpu_cmpxchg(g.vcpu, 30 * P + 16, &expected, &desired, 8), 1);
+	CHECK_EQ(*(uint64_t *)(s.p + 30 * P + 16), 5);
+	CHECK_EQ(*(uint64_t *)(s.p + 30 * P + 8), word_at(4, 30 * P + 8));
+	expected = word_at(4, 50 * P) + 1;
+	CHECK_EQ(gmem_vcpu_cmpxchg(g.vcpu, 50 * P, &expected, &desired, 8), 0);
+	CHECK_EQ(expected, word_at(4, 50 * P));
+	end(&g);
+	tear_down(&s);
+}
+
 struct loader {
 	struct guest g;
 	unsigned int id;

@@ -321,6 +321,42 @@ static int resolve(struct kvm_vcpu *v, uint64_t gpa)
 	return err ? fault_exit(v, err, gpa, &exit) : 0;
 }
 
+/* 1: what KVM_RUN ended in is the caller's. */
+static int run_exit(struct kvm_vcpu *v, uint32_t reason)
+{
+	const struct kvm_run *run = v->run;
+	struct gmem_exit *e = &v->cpu.exit;
+
+	e->reason = (enum gmem_exit_reason)reason;
+	if (e->reason == GMEM_EXIT_MMIO) {
+		e->gpa = run->mmio.phys_addr;
+		e->len = gmem_min_u64(run->mmio.len, sizeof(e->data));
+		e->flags = run->mmio.is_write ? GMEM_EXIT_FLAG_WRITE : 0;
+		if (run->mmio.is_write)
+			memcpy(e->data, run->mmio.data, e->len);
+	} else if (e->reason == GMEM_EXIT_HYPERCALL) {
+		e->nr = run->hypercall.nr;
+		memcpy(e->args, run->hypercall.args, sizeof(e->args));
+	}
+	return 1;
+}
+
+int gmem_kvm_vcpu_answer(struct gmem_cpu *cpu, uint64_t value)
+{
+	struct kvm_run *run = kvm_vcpu_of(cpu)->run;
+
+	if (cpu->exit.reason == GMEM_EXIT_HYPERCALL) {
+		run->hypercall.ret = value;
+		return 0;
+	}
+	if (cpu->exit.reason != GMEM_EXIT_MMIO)
+		return gmem_err(-EINVAL, "gmem_vcpu_answer: the last run left nothing open");
+	if (!(cpu->exit.flags & GMEM_EXIT_FLAG_WRITE))
+		for (uint64_t i = 0; i < cpu->exit.len; i++)
+			run->mmio.data[i] = (uint8_t)(value >> 8 * i);
+	return 0;
+}
+
 /* A load or store that KVM emulates, of a page of a slot. 0: done; else it is still to be done. */
 static int finish_mmio(struct kvm_vcpu *v)
 {
@@ -340,11 +376,11 @@ static int finish_mmio(struct kvm_vcpu *v)
 	v->mmio_is_ours = err;
 	if (err == -EINTR || (err && gmem_mmu_dead(&v->cpu.vm->mmu)))
 		return 0;
-	if (err && !gmem_mmu_has_slot(&v->cpu.vcpu, gpa >> GMEM_PAGE_SHIFT)) {
+	if (err && (gmem_cpu_of(v->hand)->exit.reason == GMEM_EXIT_MMIO ||
+		    !gmem_mmu_has_slot(&v->cpu.vcpu, gpa >> GMEM_PAGE_SHIFT))) {
 		/* It was deleted: nobody's, as KVM sees it too. */
 		v->mmio_is_ours = false;
-		v->cpu.exit.reason = (enum gmem_exit_reason)KVM_EXIT_MMIO;
-		return 1;
+		return run_exit(v, KVM_EXIT_MMIO);
 	}
 	if (!err) {
 		/* The next one need not come out. If this cannot be had, it does. */
@@ -394,8 +430,7 @@ static int handle_exit(struct kvm_vcpu *v)
 		return finish_mmio(v);
 	if (run->exit_reason == KVM_EXIT_INTERNAL_ERROR && run->internal.suberror == KVM_INTERNAL_ERROR_EMULATION)
 		return handle_emulation_failure(v);
-	v->cpu.exit.reason = (enum gmem_exit_reason)run->exit_reason;
-	return 1;
+	return run_exit(v, run->exit_reason);
 }
 
 /* The kernel engine's own. */

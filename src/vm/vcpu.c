@@ -7,7 +7,7 @@
 #include "base/err.h"
 #include "base/opts.h"
 #include "base/range.h"
-#include "vm/vm.h"
+#include "vm/accessor.h"
 
 int gmem_vcpu_create(struct gmem_vm *vm, const struct gmem_vcpu_opts *opts, struct gmem_vcpu **ret)
 {
@@ -81,6 +81,8 @@ int gmem_vcpu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t len, uint
 	enum gmem_want want;
 	int err;
 
+	if (gmem_cpu_of(vcpu)->kind == GMEM_VCPU_ACCESSOR)
+		gmem_accessor_close((struct gmem_accessor *)vcpu);
 	if (!len || !gmem_page_aligned(gpa) || !gmem_page_aligned(len) || gpa + len < gpa)
 		return gmem_err(-EINVAL,
 				"gmem_vcpu_pre_fault: gpa 0x%llx, len 0x%llx: not page-aligned, empty or wraps",
@@ -101,4 +103,11 @@ int gmem_vcpu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t len, uint
 		*ret_done = done;
 	/* What was done stands, as with KVM_PRE_FAULT_MEMORY: the error comes when nothing could be. */
 	return !done ? gmem_err_prefix(err, "gmem_vcpu_pre_fault") : 0;
+}
+
+int gmem_vcpu_answer(struct gmem_vcpu *vcpu, uint64_t value)
+{
+	struct gmem_cpu *cpu = gmem_cpu_of(vcpu);
+
+	return cpu->kind == GMEM_VCPU_KVM ? gmem_kvm_vcpu_answer(cpu, value) : gmem_accessor_answer(cpu, value);
 }

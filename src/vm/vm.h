@@ -66,14 +66,10 @@ static inline struct gmem_cpu *gmem_cpu_of(struct gmem_vcpu *vcpu)
 
 /* ---- accessor.c */
 
-struct gmem_accessor {
-	struct gmem_cpu cpu; /* first */
-	/* Between guest memory, touched in an epoch, and the caller's, which may be lazily served. */
-	_Alignas(64) unsigned char bounce[GMEM_PAGE_SIZE];
-};
-
 /* One that is not known to its VM yet. -ENOMEM with text. */
 int gmem_accessor_create(struct gmem_cpu **ret);
+/* As gmem_vcpu_answer(). */
+int gmem_accessor_answer(struct gmem_cpu *cpu, uint64_t value);
 
 /* ---- kvm_vcpu.c */
 
@@ -84,6 +80,8 @@ void gmem_kvm_vcpu_added(struct gmem_cpu *cpu);
 /* Frees it. */
 void gmem_kvm_vcpu_close(struct gmem_cpu *cpu);
 int gmem_kvm_vcpu_run(struct gmem_cpu *cpu);
+/* As gmem_vcpu_answer(). */
+int gmem_kvm_vcpu_answer(struct gmem_cpu *cpu, uint64_t value);
 /* Makes it come out of the guest, if it is in there; and then look at what it was told before. Any thread. */
 void gmem_kvm_vcpu_kick(struct gmem_cpu *cpu);
 /* So too, and what it waits for is over. Its own flag is set already. */
