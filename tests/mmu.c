@@ -46,9 +46,9 @@ static enum gmem_map_result map_this(struct gmem_vcpu *vcpu, struct gmem_mapping
 	enum gmem_map_result r;
 
 	CHECK_OK(gmem_table_topup(&vcpu->mmu->pool, &vcpu->cache));
-	gmem_rwlock_lock_shared(&vcpu->mmu->lock);
+	CHECK(gmem_mmu_begin_map(vcpu));
 	r = gmem_mmu_map(vcpu, &m);
-	gmem_rwlock_unlock_shared(&vcpu->mmu->lock);
+	gmem_mmu_end_map(vcpu);
 	return r;
 }
 

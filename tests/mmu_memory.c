@@ -9,6 +9,7 @@
 static bool no_memory;
 static unsigned int slabs; /* asked for */
 static _Thread_local int mmu_held;
+static struct gmem_vcpu *mapping; /* whose sections are no place either */
 
 void *__real_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off);
 void *__wrap_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off);
@@ -20,6 +21,8 @@ static void *mmap_here(void *addr, size_t len, int prot, int flags, int fd, off_
 		slabs++;
 		if (mmu_held)
 			FAIL("memory is asked for with the mmu lock held");
+		if (mapping && atomic_load(&mapping->mapper.since))
+			FAIL("memory is asked for in a mapping section");
 		if (no_memory) {
 			errno = ENOMEM;
 			return MAP_FAILED;
@@ -82,11 +85,12 @@ static void set_up(struct scene *s, uint64_t gpa, uint64_t len)
 	s->vm = new_vm(GMEM_VM_SW_PROTECTED);
 	s->file = make_file(len, 0);
 	CHECK_OK(set_slot(s->vm, 0, gpa, len, s->file, 0));
-	s->vcpu = new_vcpu(s->vm);
+	mapping = s->vcpu = new_vcpu(s->vm);
 }
 
 static void tear_down(struct scene *s)
 {
+	mapping = NULL;
 	gmem_vcpu_free(s->vcpu);
 	gmem_vm_free(s->vm);
 	gmem_file_free(s->file);
@@ -172,6 +176,7 @@ TEST(no_memory_for_tables)
 		}
 		give_back(&mmu->pool, hoard);
 		CHECK_EQ(load64(s.vcpu, 2 * PG), 0);
+		mapping = NULL;
 		gmem_vcpu_free(s.vcpu);
 		CHECK_OK(del_slot(s.vm, 0));
 		CHECK_EQ(gmem_mmu_table_bytes(mmu), PG);

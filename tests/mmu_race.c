@@ -106,13 +106,16 @@ static bool go_on(const struct race *r, uint64_t done, unsigned int rounds)
 
 static void finish(struct race *r, struct accessor *a)
 {
+	struct gmem_vm_stats stats = { .size = sizeof(stats) };
+
 	atomic_store(&r->stop, true);
 	for (unsigned int i = 0; i < ACCESSORS; i++) {
 		join(a[i].thread);
 		gmem_vcpu_free(a[i].vcpu);
 	}
+	CHECK_OK(gmem_vm_stats(r->vm, &stats));
 	printf("%llu accesses, %llu refused, %llu retries\n", (unsigned long long)r->good,
-	       (unsigned long long)r->refused, (unsigned long long)r->vm->mmu.retries);
+	       (unsigned long long)r->refused, (unsigned long long)stats.retries);
 	CHECK(r->good > 0);
 	CHECK_EQ(r->vm->mmu.invalidating, 0);
 	gmem_vm_free(r->vm);

@@ -29,9 +29,9 @@ static void map(struct scene *s, uint64_t gfn, int level, bool private)
 	struct gmem_mapping m = { .gfn = gfn, .pfn = PFN(gfn), .private = private, .writable = true, .level = level };
 
 	CHECK_OK(gmem_table_topup(&s->mmu.pool, &s->vcpu.cache));
-	gmem_rwlock_lock_shared(&s->mmu.lock);
+	CHECK(gmem_mmu_begin_map(&s->vcpu));
 	CHECK_EQ(gmem_mmu_map(&s->vcpu, &m), GMEM_MAP_FIXED);
-	gmem_rwlock_unlock_shared(&s->mmu.lock);
+	gmem_mmu_end_map(&s->vcpu);
 }
 
 static bool mapped(struct scene *s, uint64_t gfn)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What other rooms see of the tables: a page for the time of an epoch, slots, whether the VM lives, counts. */
+/* What other rooms see of the tables: a page for the time of an epoch, slots, whether the VM lives. */
 #include "base/range.h"
 #include "file/gate.h"
 #include "mmu/mmu.h"
@@ -51,9 +51,9 @@ bool gmem_mmu_has_slot(struct gmem_vcpu *vcpu, uint64_t gfn)
 {
 	bool found;
 
-	gmem_epoch_enter(&vcpu->mmu->epoch, &vcpu->reader);
+	gmem_mmu_begin_look(vcpu);
 	found = gmem_slots_find(atomic_load(&vcpu->mmu->slots), gfn);
-	gmem_epoch_leave(&vcpu->reader);
+	gmem_mmu_end_look(vcpu);
 	return found;
 }
 
@@ -62,7 +62,7 @@ bool gmem_mmu_behind_gate(struct gmem_vcpu *vcpu, const void *hva, uint64_t *ret
 	const struct gmem_slots *slots;
 	bool found = false;
 
-	gmem_epoch_enter(&vcpu->mmu->epoch, &vcpu->reader);
+	gmem_mmu_begin_look(vcpu);
 	slots = atomic_load(&vcpu->mmu->slots);
 	for (uint32_t i = 0; slots && i < slots->n && !found; i++) {
 		const struct gmem_slot *s = slots->slot[i];
@@ -72,7 +72,7 @@ bool gmem_mmu_behind_gate(struct gmem_vcpu *vcpu, const void *hva, uint64_t *ret
 		if (found)
 			*ret_gpa = (s->gfn << GMEM_PAGE_SHIFT) + at;
 	}
-	gmem_epoch_leave(&vcpu->reader);
+	gmem_mmu_end_look(vcpu);
 	return found;
 }
 
@@ -80,20 +80,15 @@ struct gmem_slots *gmem_mmu_publish_slots(struct gmem_mmu *mmu, struct gmem_slot
 {
 	struct gmem_slots *old = atomic_exchange(&mmu->slots, new);
 
-	gmem_epoch_wait(&mmu->epoch);
+	/* After the table, and before the wait: see find_slot() in fault.c. */
+	atomic_fetch_add(&mmu->slots_seq, 1);
+	/* Whoever looks at slots without slots_lock does so in this epoch. */
+	gmem_epoch_wait(&mmu->maps);
 	return old;
 }
 
 void gmem_mmu_wait_readers(struct gmem_mmu *mmu)
 {
+	gmem_epoch_wait(&mmu->maps);
 	gmem_epoch_wait(&mmu->epoch);
-}
-
-void gmem_mmu_stats(struct gmem_mmu *mmu, struct gmem_vm_stats *stats)
-{
-	stats->private_maps = mmu->private_maps;
-	stats->faults = mmu->faults;
-	stats->lookups = mmu->lookups;
-	stats->retries = mmu->retries;
-	stats->table_bytes = gmem_mmu_table_bytes(mmu);
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A guest's access finds no translation: the page is looked up in the slot's file, brought in if it is absent, and
- * mapped if no invalidation came in between.
+ * A guest's access finds no translation. A page that is in place is looked up and mapped in one section, without a lock
+ * or a reference, so that vCPUs do not meet. Any other is looked up under the lock of the slot's file, brought in if it
+ * is absent, and mapped if no invalidation came in between.
  */
 #include <errno.h>
 #include <time.h>
@@ -10,9 +11,9 @@
 #include "base/range.h"
 #include "mmu/mmu.h"
 
-/* What was found out of a page, without the lock. */
+/* What was found out of a page. */
 struct found {
-	struct gmem_file *file; /* referenced */
+	struct gmem_file *file; /* referenced, but inside a section */
 	uint64_t off; /* of the page in it */
 	bool tracked;
 	struct gmem_mapping m;
@@ -27,20 +28,33 @@ static void pause_a_little(void)
 }
 
 /*
- * The slot and its file, as of now. In an epoch, because both may be deleted; the file is referenced, because what
- * follows may wait. -ENOENT: no slot; -EBADF: its file is closed.
+ * The slot of a guest frame, most often that of the last fault. Inside a section. What says that the last one is still
+ * there is a number and no address, which a table that is freed may leave to the next: it is raised when the table
+ * that has the slot no more is published, and before the wait for us, after which the slot may go. So whoever reads the
+ * old number is waited for. It is read before the table: one that is newer than its number is looked at once too often.
  */
-static int find(struct gmem_vcpu *vcpu, uint64_t gfn, struct found *f)
+static struct gmem_slot *find_slot(struct gmem_vcpu *vcpu, uint64_t gfn)
 {
 	struct gmem_mmu *mmu = vcpu->mmu;
-	struct gmem_slot *slot;
+	uint64_t seq = atomic_load(&mmu->slots_seq);
+	struct gmem_slot *slot = seq == vcpu->last_slots_seq ? vcpu->last_slot : NULL;
+
+	if (slot && gfn >= slot->gfn && gfn - slot->gfn < slot->npages)
+		return slot;
+	slot = gmem_slots_find(atomic_load(&mmu->slots), gfn);
+	vcpu->last_slot = slot;
+	vcpu->last_slots_seq = seq;
+	return slot;
+}
+
+/* The slot and its file, as of now. Inside a section: both stay. -ENOENT: no slot; -EBADF: its file is closed. */
+static int find(struct gmem_vcpu *vcpu, uint64_t gfn, struct found *f)
+{
+	struct gmem_slot *slot = find_slot(vcpu, gfn);
 	int err = 0;
 
 	/* Nothing that an earlier attempt found out holds any more. */
-	*f = (struct found){ .file = NULL };
-	gmem_epoch_enter(&mmu->epoch, &vcpu->reader);
-	slot = gmem_slots_find(atomic_load(&mmu->slots), gfn);
-	f->file = slot ? atomic_load(&slot->file) : NULL;
+	*f = (struct found){ .file = slot ? atomic_load(&slot->file) : NULL };
 	if (!slot) {
 		err = -ENOENT;
 	} else if (!f->file) {
@@ -52,7 +66,6 @@ static int find(struct gmem_vcpu *vcpu, uint64_t gfn, struct found *f)
 			     first + gmem_level_pages(GMEM_LEVEL_2M) <= slot->gfn + slot->npages &&
 			     (pfn - gfn) % gmem_level_pages(GMEM_LEVEL_2M) == 0 && !atomic_load(&slot->tracked);
 
-		gmem_file_get(f->file);
 		f->off = gmem_slot_off(slot, gfn);
 		f->tracked = gmem_slot_tracked(slot, gfn);
 		f->m = (struct gmem_mapping){
@@ -64,7 +77,19 @@ static int find(struct gmem_vcpu *vcpu, uint64_t gfn, struct found *f)
 			.level = large ? GMEM_LEVEL_2M : GMEM_LEVEL_4K,
 		};
 	}
-	gmem_epoch_leave(&vcpu->reader);
+	return err;
+}
+
+/* So too, outside: the file is referenced, because what follows may wait. */
+static int find_and_get(struct gmem_vcpu *vcpu, uint64_t gfn, struct found *f)
+{
+	int err;
+
+	gmem_mmu_begin_look(vcpu);
+	err = find(vcpu, gfn, f);
+	if (!err)
+		gmem_file_get(f->file);
+	gmem_mmu_end_look(vcpu);
 	return err;
 }
 
@@ -144,11 +169,11 @@ static bool fault_is_over(struct gmem_wait *wait)
 		return true;
 	if (seq == w->seq)
 		return false;
-	gmem_epoch_enter(&mmu->epoch, &w->vcpu->reader);
-	slot = gmem_slots_find(atomic_load(&mmu->slots), f->m.gfn);
+	gmem_mmu_begin_look(w->vcpu);
+	slot = find_slot(w->vcpu, f->m.gfn);
 	same = slot && atomic_load(&slot->file) == f->file && gmem_slot_off(slot, f->m.gfn) == f->off &&
 	       gmem_file_private(f->file, f->off) == f->m.private;
-	gmem_epoch_leave(&w->vcpu->reader);
+	gmem_mmu_end_look(w->vcpu);
 	w->seq = seq;
 	return !same;
 }
@@ -183,7 +208,7 @@ static int get_page(struct gmem_vcpu *vcpu, struct found *f, enum gmem_want want
 
 		if (gmem_vcpu_cancelled(vcpu))
 			return -EINTR;
-		gmem_mmu_count(&vcpu->mmu->lookups);
+		gmem_mmu_count(vcpu, GMEM_MMU_LOOKUPS);
 		gmem_rwlock_lock_shared(&f->file->invalidate_lock);
 		err = look(f, want);
 		gmem_rwlock_unlock_shared(&f->file->invalidate_lock);
@@ -199,31 +224,91 @@ static int get_page(struct gmem_vcpu *vcpu, struct found *f, enum gmem_want want
 	}
 }
 
-/* True if what was found out since `seq` may be out of date. Lock held. */
-static bool stale(struct gmem_mmu *mmu, uint64_t seq)
+/* How the access wants it mapped. */
+static void want_access(const struct gmem_mmu *mmu, struct gmem_mapping *m, uint32_t access)
 {
-	return atomic_load(&mmu->invalidating) || atomic_load(&mmu->invalidate_seq) != seq;
+	m->access = access;
+	m->nx_huge_pages = atomic_load(&mmu->nx_huge_pages);
+	if ((access & GMEM_ACCESS_EXEC) && m->nx_huge_pages)
+		m->level = GMEM_LEVEL_4K;
 }
 
-static enum gmem_map_result map(struct gmem_vcpu *vcpu, const struct gmem_mapping *m, uint64_t seq)
+/*
+ * For a vCPU that follows other tables, by system calls, which are nothing for a section: under the lock, shared, which
+ * an invalidation takes after it has said that it runs.
+ */
+static enum gmem_map_result map_elsewhere(struct gmem_vcpu *vcpu, const struct gmem_mapping *m, uint64_t seq)
 {
 	struct gmem_mmu *mmu = vcpu->mmu;
 	enum gmem_map_result r = GMEM_MAP_RETRY;
 
 	gmem_rwlock_lock_shared(&mmu->lock);
-	if (!stale(mmu, seq))
-		r = vcpu->map ? vcpu->map(vcpu, m) : gmem_mmu_map(vcpu, m);
+	if (!atomic_load(&mmu->invalidating) && atomic_load(&mmu->invalidate_seq) == seq)
+		r = vcpu->map(vcpu, m);
 	gmem_rwlock_unlock_shared(&mmu->lock);
 	return r;
 }
 
-/* One attempt. -EAGAIN: an invalidation, or another thread, came in between. */
+/*
+ * Unless what was found out since `seq` may be out of date. The sequence is looked at inside the section: one that ends
+ * no more until then has been waited for, or waits for us.
+ */
+static enum gmem_map_result map(struct gmem_vcpu *vcpu, const struct gmem_mapping *m, uint64_t seq)
+{
+	enum gmem_map_result r = GMEM_MAP_RETRY;
+
+	if (vcpu->map)
+		return map_elsewhere(vcpu, m, seq);
+	if (!gmem_mmu_begin_map(vcpu))
+		return r;
+	if (atomic_load(&vcpu->mmu->invalidate_seq) == seq)
+		r = gmem_mmu_map(vcpu, m);
+	gmem_mmu_end_map(vcpu);
+	return r;
+}
+
+/*
+ * What look() would find of a page in place. The file's lock is not needed for it: whatever makes a page absent, or
+ * moves it to the other side, or fails it, does so in an invalidation of it, and inside a section there is none.
+ */
+static bool in_place(struct found *f, uint32_t access, enum gmem_want want)
+{
+	uint32_t word = gmem_state_word(&f->file->state, f->off >> GMEM_PAGE_SHIFT);
+
+	f->m.private = gmem_file_private(f->file, f->off);
+	if (gmem_word_content(word) != GMEM_WORD_UPTODATE || (word & GMEM_WORD_POISONED) ||
+	    (want != GMEM_WANT_ANY && (want == GMEM_WANT_PRIVATE) != f->m.private) ||
+	    (f->tracked && (access & GMEM_ACCESS_WRITE)))
+		return false;
+	if (f->m.level > GMEM_LEVEL_4K && !uniform(f->file, f->off))
+		f->m.level = GMEM_LEVEL_4K;
+	return true;
+}
+
+/* The short way. False: there is more to it, or there may be. */
+static bool map_in_place(struct gmem_vcpu *vcpu, uint64_t gfn, uint32_t access, enum gmem_want want)
+{
+	enum gmem_map_result r = GMEM_MAP_RETRY;
+	struct found f;
+
+	if (vcpu->map || gmem_table_topup(&vcpu->mmu->pool, &vcpu->cache) || !gmem_mmu_begin_map(vcpu))
+		return false;
+	if (!find(vcpu, gfn, &f) && in_place(&f, access, want)) {
+		gmem_mmu_count(vcpu, GMEM_MMU_LOOKUPS);
+		want_access(vcpu->mmu, &f.m, access);
+		r = gmem_mmu_map(vcpu, &f.m);
+	}
+	gmem_mmu_end_map(vcpu);
+	return r == GMEM_MAP_FIXED || r == GMEM_MAP_SPURIOUS;
+}
+
+/* One attempt, the long way. -EAGAIN: an invalidation, or another thread, came in between. */
 static int try_fault(struct gmem_vcpu *vcpu, struct found *f, uint64_t gfn, uint32_t access, enum gmem_want want)
 {
 	struct gmem_mmu *mmu = vcpu->mmu;
 	uint64_t seq = atomic_load(&mmu->invalidate_seq);
 	enum gmem_map_result r;
-	int err = find(vcpu, gfn, f);
+	int err = find_and_get(vcpu, gfn, f);
 
 	if (err)
 		return err;
@@ -235,10 +320,7 @@ static int try_fault(struct gmem_vcpu *vcpu, struct found *f, uint64_t gfn, uint
 	gmem_file_put(f->file);
 	if (err)
 		return err;
-	f->m.access = access;
-	f->m.nx_huge_pages = atomic_load(&mmu->nx_huge_pages);
-	if ((access & GMEM_ACCESS_EXEC) && f->m.nx_huge_pages)
-		f->m.level = GMEM_LEVEL_4K;
+	want_access(mmu, &f->m, access);
 	r = map(vcpu, &f->m, seq);
 	if (r == GMEM_MAP_FIXED || r == GMEM_MAP_SPURIOUS)
 		return 0;
@@ -247,7 +329,7 @@ static int try_fault(struct gmem_vcpu *vcpu, struct found *f, uint64_t gfn, uint
 	/* A leaf that allows too little: it goes, and the page is mapped anew. */
 	if (r == GMEM_MAP_CONFLICT)
 		gmem_mmu_zap(mmu, gfn, 1, GMEM_SIDE_SHARED | GMEM_SIDE_PRIVATE);
-	gmem_mmu_count(&mmu->retries);
+	gmem_mmu_count(vcpu, GMEM_MMU_RETRIES);
 	if (atomic_load(&mmu->invalidating))
 		pause_a_little();
 	return -EAGAIN;
@@ -257,12 +339,14 @@ static int fault(struct gmem_vcpu *vcpu, struct found *f, uint64_t gfn, uint32_t
 {
 	int err = gmem_mmu_reload(vcpu);
 
-	gmem_mmu_count(&vcpu->mmu->faults);
+	gmem_mmu_count(vcpu, GMEM_MMU_FAULTS);
 	while (!err || err == -EAGAIN) {
 		if (gmem_mmu_dead(vcpu->mmu))
 			return gmem_err(-EIO, "this VM is dead");
 		if (gmem_vcpu_cancelled(vcpu))
 			return -EINTR;
+		if (!err && map_in_place(vcpu, gfn, access, want))
+			break;
 		err = try_fault(vcpu, f, gfn, access, want);
 		if (!err)
 			break;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The mapping core: from the root down to the leaf, by compare-and-swap under the lock, shared. */
+/* The mapping core: from the root down to the leaf, by compare-and-swap, because others map at the same time. */
 #include "mmu/mmu.h"
 
 static uint64_t leaf_of(const struct gmem_mapping *m, int level)

@@ -4,11 +4,16 @@
  *
  * Enters: guest frame numbers, from vCPUs; invalidations, from files by way of bindings. Leaves: translations, which an
  * accessor follows inside an epoch. A gmem_mmu is part of its VM. Locks: the caller may hold slots_lock and a file's
- * invalidate lock; `lock` (read: map; write: zap) is below both. A zap returns when no access can still use what it
- * took away.
+ * invalidate lock; `lock` (read: look at tables, or map for a vCPU that follows others; write: clear entries, or map a
+ * private frame) is below both. A zap returns when no access can still use what it took away.
  *
- * A fault asks the file for its frame without `lock`, so an invalidation may come in between: it reads the sequence
- * number first, and maps only if no invalidation runs or has ended since.
+ * Faults take no lock to map, and write to nothing that two vCPUs share but the tables: each maps in an epoch of its
+ * own kind, `maps`. An invalidation says that it runs, waits for that epoch, and only then takes anything away. So in a
+ * mapping section (gmem_mmu_begin_map()), which there is only while no invalidation runs, none takes anything away, and
+ * what the file says of a page meanwhile stays true until the section ends.
+ *
+ * A fault whose page is not in place waits for it outside, where an invalidation may come in between: it reads the
+ * sequence number first, and maps only if no invalidation runs or has ended since.
  */
 #ifndef GMEM_MMU_MMU_H
 #define GMEM_MMU_MMU_H
@@ -18,18 +23,25 @@
 #include "mmu/slot.h"
 #include "mmu/table.h"
 
+/* What is counted: see gmem_vm_stats. */
+enum gmem_mmu_counter { GMEM_MMU_FAULTS, GMEM_MMU_LOOKUPS, GMEM_MMU_RETRIES, GMEM_MMU_PRIVATE_MAPS, GMEM_MMU_COUNTERS };
+
 struct gmem_mmu {
 	struct gmem_rwlock lock;
 	struct gmem_table_pool pool;
 	gmem_pte *_Atomic root; /* NULL before the first vCPU needs it; then constant */
-	_Atomic uint64_t invalidate_seq; /* invalidations that have ended; changed under `lock`, exclusive */
-	_Atomic uint32_t invalidating; /* that are running; changed likewise */
-	struct gmem_epoch epoch;
+	_Atomic uint64_t invalidate_seq; /* invalidations that have ended */
+	_Atomic uint32_t invalidating; /* that are running */
+	struct gmem_epoch epoch; /* of accesses: who follows translations */
+	struct gmem_epoch maps; /* of faults: who looks at slots, and maps */
 	struct gmem_slots *_Atomic slots; /* changed under the VM's slots_lock */
+	_Atomic uint64_t slots_seq; /* tables of slots that were published; changed after `slots` */
 	_Atomic bool dead; /* the VM is of no more use */
 	_Atomic bool nx_huge_pages; /* a large leaf is never executable; read at each fault, never remembered */
 	bool no_tables; /* somebody else translates for this VM */
-	_Atomic uint64_t faults, lookups, retries, private_maps; /* see gmem_vm_stats */
+	pthread_mutex_t m; /* a leaf; guards the list of vCPUs and `gone` */
+	struct gmem_vcpu *vcpus;
+	uint64_t gone[GMEM_MMU_COUNTERS]; /* what vCPUs have counted that are no more */
 };
 
 struct gmem_mapping;
@@ -43,19 +55,25 @@ enum gmem_map_result {
 	GMEM_MAP_FAILED, /* it cannot be: vcpu->map_err */
 };
 
-/* A vCPU as the MMU sees it. One thread at a time, but for `cancel`. */
+/* A vCPU as the MMU sees it. One thread at a time, but for `cancel` and looking at the counts. */
 struct gmem_vcpu {
 	struct gmem_mmu *mmu;
-	struct gmem_epoch_reader reader;
+	struct gmem_epoch_reader reader; /* of mmu->epoch */
+	struct gmem_epoch_reader mapper; /* of mmu->maps */
 	struct gmem_table_cache cache;
 	gmem_pte *root; /* NULL until the first gmem_mmu_reload() */
 	/*
 	 * How a page is mapped for a vCPU that follows other tables than these; NULL: gmem_mmu_map(). Called, like
-	 * that, while no invalidation runs. `map_err` is why it answered GMEM_MAP_FAILED.
+	 * that, while no invalidation runs, but under `lock`, shared, and in no section. `map_err` is why it answered
+	 * GMEM_MAP_FAILED.
 	 */
 	enum gmem_map_result (*map)(struct gmem_vcpu *vcpu, const struct gmem_mapping *m);
 	int map_err;
+	struct gmem_slot *last_slot; /* of the last fault; good as long as mmu->slots_seq is last_slots_seq */
+	uint64_t last_slots_seq;
+	_Atomic uint64_t counts[GMEM_MMU_COUNTERS]; /* its own, so that counting is no cache line of another's */
 	_Atomic bool cancel;
+	struct gmem_vcpu *next; /* of mmu->vcpus */
 };
 
 #define GMEM_ACCESS_READ 0u
@@ -74,9 +92,11 @@ void gmem_mmu_destroy(struct gmem_mmu *mmu); /* no vCPU and no slot is left */
 void gmem_mmu_add_vcpu(struct gmem_mmu *mmu, struct gmem_vcpu *vcpu);
 void gmem_mmu_del_vcpu(struct gmem_vcpu *vcpu);
 
-static inline void gmem_mmu_count(_Atomic uint64_t *counter)
+/* Nobody else writes the vCPU's counts. */
+static inline void gmem_mmu_count(struct gmem_vcpu *vcpu, enum gmem_mmu_counter c)
 {
-	atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
+	atomic_store_explicit(&vcpu->counts[c], atomic_load_explicit(&vcpu->counts[c], memory_order_relaxed) + 1,
+			      memory_order_relaxed);
 }
 
 /* Bytes of tables, those in the caches of vCPUs included. */
@@ -162,8 +182,47 @@ struct gmem_mapping {
 	int level; /* the largest leaf that may be used; its frames are contiguous and aligned */
 };
 
-/* Lock held, shared; caches topped up. */
+/* In a mapping section, or with the lock held, exclusive; caches topped up. */
 enum gmem_map_result gmem_mmu_map(struct gmem_vcpu *vcpu, const struct gmem_mapping *m);
+
+/*
+ * In between, no slot, and no file of a slot, that is found goes away. Whatever locks are held: it never blocks, and
+ * takes none.
+ */
+static inline void gmem_mmu_begin_look(struct gmem_vcpu *vcpu)
+{
+	gmem_epoch_enter(&vcpu->mmu->maps, &vcpu->mapper);
+}
+
+static inline void gmem_mmu_end_look(struct gmem_vcpu *vcpu)
+{
+	gmem_epoch_leave(&vcpu->mapper);
+}
+
+/*
+ * So too; and there a leaf may be put in for what is found. False: an invalidation runs, and there is no section. To
+ * the lock checker a section is the MMU lock: nothing is taken in it, and nothing taken away, which would wait for it.
+ *
+ * Sequentially consistent, as all of base/epoch.h: the vCPU tells that it is inside and then looks whether an
+ * invalidation runs; the invalidation tells that it runs and then looks who is inside. One of the two sees the other.
+ * What an invalidation that has ended changed is seen from here on, because its end is what was read.
+ */
+static inline bool gmem_mmu_begin_map(struct gmem_vcpu *vcpu)
+{
+	gmem_lockcheck_acquire(GMEM_LOCK_MMU, &vcpu->mmu->maps);
+	gmem_epoch_enter(&vcpu->mmu->maps, &vcpu->mapper);
+	if (!atomic_load(&vcpu->mmu->invalidating))
+		return true;
+	gmem_epoch_leave(&vcpu->mapper);
+	gmem_lockcheck_release(GMEM_LOCK_MMU, &vcpu->mmu->maps);
+	return false;
+}
+
+static inline void gmem_mmu_end_map(struct gmem_vcpu *vcpu)
+{
+	gmem_epoch_leave(&vcpu->mapper);
+	gmem_lockcheck_release(GMEM_LOCK_MMU, &vcpu->mmu->maps);
+}
 
 /* ---- fault.c */
 
@@ -189,7 +248,7 @@ int gmem_mmu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gfn, enum gmem_want want
 
 /*
  * Translations of those sides in [gfn, gfn + npages) go, and no fault makes one before the matching end. No mmu lock
- * held.
+ * held, and in no section.
  */
 void gmem_mmu_invalidate_begin(struct gmem_mmu *mmu, uint64_t gfn, uint64_t npages, uint32_t sides);
 void gmem_mmu_invalidate_end(struct gmem_mmu *mmu);

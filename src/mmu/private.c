@@ -4,7 +4,7 @@
  *
  * The file is not asked again: its invalidate lock is held by the caller, exclusive, and a look-up that took it would
  * wait for itself. That lock, and slots_lock, also keep every invalidation of the frame out but the caller's own, which
- * must not be looked for.
+ * must not be looked for: so this maps under the MMU lock, and in no mapping section.
  */
 #include <errno.h>
 
@@ -52,13 +52,14 @@ int gmem_mmu_map_private_pfn(struct gmem_vcpu *vcpu, uint64_t gfn, uint64_t pfn)
 		if (err)
 			return err;
 		m.nx_huge_pages = atomic_load(&mmu->nx_huge_pages);
-		gmem_rwlock_lock_shared(&mmu->lock);
+		/* Exclusive: an invalidation of other frames may be clearing entries. */
+		gmem_rwlock_lock(&mmu->lock);
 		r = gmem_mmu_map(vcpu, &m);
-		gmem_rwlock_unlock_shared(&mmu->lock);
+		gmem_rwlock_unlock(&mmu->lock);
 	} while (r == GMEM_MAP_RETRY);
 	if (r != GMEM_MAP_FIXED)
 		return gmem_err(-EIO, "gmem_mmu_map_private_pfn: gfn 0x%llx: %s", (unsigned long long)gfn,
 				r == GMEM_MAP_SPURIOUS ? "mapped already" : "something else is mapped there");
-	gmem_mmu_count(&mmu->private_maps);
+	gmem_mmu_count(vcpu, GMEM_MMU_PRIVATE_MAPS);
 	return 0;
 }

@@ -2,9 +2,9 @@
 /*
  * Entries of second-stage tables: four levels of 512 entries of 8 bytes, as of the hardware's own tables.
  *
- * Enters and leaves: entries. An entry is changed by compare-and-swap under the MMU lock, shared, or stored to under
- * the lock, exclusive; it is read without a lock inside an epoch. Loads and stores are sequentially consistent: see
- * base/epoch.h.
+ * Enters and leaves: entries. An entry is changed by compare-and-swap in a mapping section or under the MMU lock,
+ * exclusive, and stored to under that lock when there can be no mapping section; it is read without a lock inside an
+ * epoch. Loads and stores are sequentially consistent: see base/epoch.h.
  */
 #ifndef GMEM_MMU_PTE_H
 #define GMEM_MMU_PTE_H

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Taking translations away. Entries are cleared under the lock, exclusive; then, without it, the zap waits until every
- * accessor that was inside its epoch is out, and only then do cut-off tables go back to the pool and the zap returns.
+ * Taking translations away. Once no vCPU is in a mapping section, and none can come into one, entries are cleared under
+ * the lock, exclusive; then, without it, the zap waits until every accessor that was inside its epoch is out, and only
+ * then do cut-off tables go back to the pool and the zap returns.
  */
 #include "mmu/mmu.h"
 
@@ -91,26 +92,36 @@ static void free_cut(struct gmem_mmu *mmu, const struct zap *z)
 		gmem_table_free_tree(&mmu->pool, z->cut[i].table, z->cut[i].level);
 }
 
+/* The sections that there are end, and there are no more until `invalidating` is 0 again. */
+static void end_maps(struct gmem_mmu *mmu)
+{
+	/* From inside a section this would wait for itself: says so instead. */
+	gmem_lockcheck_acquire(GMEM_LOCK_MMU, &mmu->maps);
+	atomic_fetch_add(&mmu->invalidating, 1);
+	gmem_epoch_wait(&mmu->maps);
+	gmem_lockcheck_release(GMEM_LOCK_MMU, &mmu->maps);
+}
+
 void gmem_mmu_invalidate_begin(struct gmem_mmu *mmu, uint64_t gfn, uint64_t npages, uint32_t sides)
 {
-	bool begun = false, others = false;
 	struct zap z; /* too large to be zeroed for nothing */
+	bool others;
 
 	z.from = gfn;
 	z.to = gfn + npages;
 	z.sides = sides;
+	end_maps(mmu);
 	do {
 		gmem_pte *root;
 
 		z.cleared = z.ncut = 0;
 		z.full = false;
 		gmem_rwlock_lock(&mmu->lock);
-		if (!begun)
-			others = atomic_fetch_add(&mmu->invalidating, 1);
-		begun = true;
 		root = atomic_load(&mmu->root);
 		if (root)
 			(void)zap_table(&z, root, GMEM_PT_LEVELS, 0);
+		/* Under the lock: who has cleared before us is counted until it has waited. */
+		others = atomic_load(&mmu->invalidating) > 1;
 		gmem_rwlock_unlock(&mmu->lock);
 		/* What another one has cleared, and is waiting for, may be ours too. */
 		if (z.cleared || others)
@@ -121,11 +132,9 @@ void gmem_mmu_invalidate_begin(struct gmem_mmu *mmu, uint64_t gfn, uint64_t npag
 
 void gmem_mmu_invalidate_end(struct gmem_mmu *mmu)
 {
-	gmem_rwlock_lock(&mmu->lock);
 	/* Sequence before count: whoever sees no invalidation running sees that one has ended. */
 	atomic_fetch_add(&mmu->invalidate_seq, 1);
 	atomic_fetch_sub(&mmu->invalidating, 1);
-	gmem_rwlock_unlock(&mmu->lock);
 }
 
 void gmem_mmu_zap(struct gmem_mmu *mmu, uint64_t gfn, uint64_t npages, uint32_t sides)

@@ -201,7 +201,7 @@ def every_source_file_is_built():
 def nothing_outside_mmu_reaches_its_internals():
     """Other rooms call gmem_mmu_*() functions; entries, tables and the fields of struct gmem_mmu are the MMU's own."""
     pattern = re.compile(r'\bmmu(?:\.|->)\w+|\b(?:GMEM_PTE_|GMEM_PT_|GMEM_LEVEL_)\w+|\bgmem_(?:pte|pt|level|table)_\w+|\bgmem_pte\b'
-                         r'|\bgmem_mmu_walk\b|\bgmem_mmu_map\b|\bvcpu(?:\.|->)(?:root|cache|reader)\b')
+                         r'|\bgmem_mmu_walk\b|\bgmem_mmu_map\b|\bvcpu(?:\.|->)(?:root|cache|reader|mapper|counts|last_slot)\b')
     return [f'{path}:{n}: {m.group(0)}' for path, room, text in sources() if room != 'mmu'
             for n, line in enumerate(code(text).split('\n'), 1) if not re.match(r'\s*#\s*include', line)
             for m in [pattern.search(line)] if m]
