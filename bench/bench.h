@@ -17,7 +17,7 @@
 #define BENCH_PAGE 4096u
 #define BENCH_MAX_ROUNDS 64
 #define BENCH_MAX_ROWS 128
-#define BENCH_MAX_TARGETS 8
+#define BENCH_MAX_TARGETS 16
 
 /* One measured quantity: a value a round. Its name is "GROUP: WHAT" or "WHAT". */
 struct bench_row {

@@ -3,8 +3,9 @@
  * gmem-bench-mmu [-f] [-r ROUNDS] [-m MIB] FOLDER: what do second-stage tables cost?
  *
  * Mapping, walking and zapping in leaves of 4 KiB, beside a four-level table in plain code that knows no other thread;
- * zaps beside the kernel's own of as much mapped memory; table memory in leaves of 2 MiB; faults by one vCPU and two;
- * and a guest's loads beside memcpy() out of a view of the same pages. What is mapped is checked after each round.
+ * zaps beside the kernel's own of as much mapped memory; table memory in leaves of 2 MiB; faults by one vCPU and two,
+ * and among many slots; and a guest's loads beside memcpy() out of a view of the same pages. What is mapped is checked
+ * after each round.
  */
 #include <pthread.h>
 #include <stdio.h>
@@ -18,7 +19,10 @@
 
 #define BOTH (GMEM_SIDE_SHARED | GMEM_SIDE_PRIVATE)
 #define COPY_MIB 256u
-#define STEP (64u << 10)
+#define SLOTS 4096u
+#define STEPS 3
+
+static const uint32_t steps[STEPS] = { 64u << 10, 256u << 10, 1u << 20 };
 
 static uint64_t npages; /* of the guest */
 
@@ -79,17 +83,24 @@ struct guest {
 	struct gmem_vcpu *vcpu[2];
 };
 
-static struct guest make_guest(uint64_t gpa, uint64_t len, uint32_t flags)
+/* With the file's pages one after the other, in so many slots. */
+static struct guest make_guest(uint64_t gpa, uint64_t len, uint32_t flags, uint32_t slots)
 {
 	struct gmem_file_opts o = { .size = sizeof(o), .flags = flags };
-	struct gmem_memslot slot = { .size = sizeof(slot), .gpa = gpa, .len = len };
+	struct gmem_memslot slot = { .size = sizeof(slot), .len = len / slots };
 	struct guest g;
 
 	if (gmem_vm_create(NULL, &g.vm) || gmem_file_create(len, &o, &g.file))
 		bench_die("guest");
 	slot.file = g.file;
-	if (gmem_vm_set_slot(g.vm, &slot) || gmem_vcpu_create(g.vm, NULL, &g.vcpu[0]) ||
-	    gmem_vcpu_create(g.vm, NULL, &g.vcpu[1]) || gmem_mmu_reload(g.vcpu[0]) || gmem_mmu_reload(g.vcpu[1]))
+	for (; slot.slot < slots; slot.slot++) {
+		slot.off = slot.slot * slot.len;
+		slot.gpa = gpa + slot.off;
+		if (gmem_vm_set_slot(g.vm, &slot))
+			bench_die("slot");
+	}
+	if (gmem_vcpu_create(g.vm, NULL, &g.vcpu[0]) || gmem_vcpu_create(g.vm, NULL, &g.vcpu[1]) ||
+	    gmem_mmu_reload(g.vcpu[0]) || gmem_mmu_reload(g.vcpu[1]))
 		bench_die("guest");
 	return g;
 }
@@ -100,6 +111,11 @@ static void free_guest(struct guest *g)
 	gmem_vcpu_free(g->vcpu[1]);
 	gmem_vm_free(g->vm);
 	gmem_file_free(g->file);
+}
+
+static void unmap_all(struct guest *g)
+{
+	gmem_mmu_zap(&g->vm->mmu, 0, 1ull << GMEM_GFN_BITS, BOTH);
 }
 
 static double since(double begun, uint64_t n)
@@ -204,7 +220,7 @@ struct mapper {
 	struct gmem_vcpu *vcpu;
 	uint64_t from, to;
 	bool fault;
-	pthread_barrier_t *barrier;
+	_Atomic int *ready; /* threads that are; NULL: there is one */
 };
 
 static void map_core(struct gmem_vcpu *vcpu, uint64_t gfn)
@@ -213,18 +229,21 @@ static void map_core(struct gmem_vcpu *vcpu, uint64_t gfn)
 
 	if (gmem_table_topup(&vcpu->mmu->pool, &vcpu->cache))
 		bench_die("tables");
-	gmem_rwlock_lock_shared(&vcpu->mmu->lock);
-	if (gmem_mmu_map(vcpu, &m) != GMEM_MAP_FIXED)
+	if (!gmem_mmu_begin_map(vcpu) || gmem_mmu_map(vcpu, &m) != GMEM_MAP_FIXED)
 		bench_die("mapping");
-	gmem_rwlock_unlock_shared(&vcpu->mmu->lock);
+	gmem_mmu_end_map(vcpu);
 }
 
 static void *map_part(void *arg)
 {
 	struct mapper *m = arg;
 
-	if (m->barrier)
-		pthread_barrier_wait(m->barrier);
+	/* Both begin at once: to be woken takes as long as a part of the work. */
+	if (m->ready) {
+		atomic_fetch_add(m->ready, 1);
+		while (atomic_load(m->ready) < 2)
+			;
+	}
 	for (uint64_t gfn = m->from; gfn < m->to; gfn++) {
 		if (!m->fault)
 			map_core(m->vcpu, gfn);
@@ -239,7 +258,7 @@ static double measure_threads(struct guest *g, uint64_t from, uint64_t to, bool 
 {
 	uint64_t middle = two ? from + (to - from) / 2 : to;
 	struct mapper m[2] = { { g->vcpu[0], from, middle, fault, NULL }, { g->vcpu[1], middle, to, fault, NULL } };
-	pthread_barrier_t barrier;
+	_Atomic int ready = 0;
 	pthread_t other;
 	double begun;
 
@@ -248,19 +267,28 @@ static double measure_threads(struct guest *g, uint64_t from, uint64_t to, bool 
 		map_part(&m[0]);
 		begun = since(begun, to - from);
 	} else {
-		pthread_barrier_init(&barrier, NULL, 2);
-		m[1].barrier = &barrier;
+		m[0].ready = m[1].ready = &ready;
 		if (pthread_create(&other, NULL, map_part, &m[1]))
 			bench_die("thread");
-		pthread_barrier_wait(&barrier);
+		while (!atomic_load(&ready))
+			;
 		begun = bench_now();
 		map_part(&m[0]);
 		pthread_join(other, NULL);
 		begun = since(begun, to - from);
-		pthread_barrier_destroy(&barrier);
 	}
-	gmem_mmu_zap(&g->vm->mmu, 0, 1ull << GMEM_GFN_BITS, BOTH);
+	unmap_all(g);
 	return begun;
+}
+
+/* Of faults there are fewer pages, so they are gone over four times: a millisecond is soon disturbed. */
+static double measure_faults(struct guest *g, uint64_t len, bool two)
+{
+	double sum = 0;
+
+	for (int i = 0; i < 4; i++)
+		sum += measure_threads(g, 1, len / BENCH_PAGE + 1, true, two);
+	return sum / 4;
 }
 
 /* ---- zaps, in milliseconds */
@@ -307,7 +335,7 @@ static double measure_zap(struct guest *g, uint32_t sides, bool mixed)
 /* MiB of tables for 1 TiB. */
 static double measure_tables(void)
 {
-	struct guest g = make_guest(0, BENCH_PAGE, 0);
+	struct guest g = make_guest(0, BENCH_PAGE, 0, 1);
 	struct gmem_mapping m = { .writable = true, .level = GMEM_LEVEL_2M };
 	double mib;
 
@@ -321,31 +349,41 @@ static double measure_tables(void)
 	return mib;
 }
 
-/* ---- loads, GiB/s */
+/* ---- loads, GB/s */
 
-static double measure_copy(struct guest *g, const char *view, uint64_t gpa, uint64_t len, char *buf)
+static double measure_copy(struct guest *g, const char *view, uint64_t gpa, uint64_t len, char *buf, uint32_t step)
 {
 	uint64_t wrong = 0;
 	double begun = bench_now();
 
-	for (uint64_t at = 0; at < len; at += STEP) {
+	for (uint64_t at = 0; at < len; at += step) {
 		if (view)
-			memcpy(buf, view + at, STEP);
-		else if (gmem_vcpu_load(g->vcpu[0], gpa + at, buf, STEP))
+			memcpy(buf, view + at, step);
+		else if (gmem_vcpu_load(g->vcpu[0], gpa + at, buf, step))
 			bench_die("load");
 		wrong += *(uint64_t *)buf != bench_first_word(at / BENCH_PAGE);
 	}
-	begun = (double)len / (1 << 30) / (bench_now() - begun);
+	begun = (double)len / 1e9 / (bench_now() - begun);
 	if (wrong)
 		bench_die("wrong bytes");
 	return begun;
 }
 
+static void write_pages(struct guest *g, uint64_t len, char *buf)
+{
+	for (uint64_t page = 0; page < len / BENCH_PAGE; page++) {
+		bench_page(page, false, buf);
+		if (gmem_file_write(g->file, page * BENCH_PAGE, buf, BENCH_PAGE))
+			bench_die("write");
+	}
+}
+
 int main(int argc, char **argv)
 {
-	struct bench_row *pmap, *map, *pseq, *seq, *prnd, *rnd, *epochs, *one, *two, *fault1, *fault2;
-	struct bench_row *madv, *whole, *side, *mixed, *mem, *copy, *load;
-	struct guest priv, pages;
+	struct bench_row *pmap, *map, *pseq, *seq, *prnd, *rnd, *epochs, *one, *two, *gain, *fault1, *fault2,
+		*gain_fault;
+	struct bench_row *madv, *whole, *side, *mixed, *mem, *copy[STEPS], *load[STEPS], *first, *among;
+	struct guest priv, pages, many;
 	struct gmem_view *view;
 	static struct bench b;
 	struct plain plain;
@@ -358,24 +396,25 @@ int main(int argc, char **argv)
 	npages = (uint64_t)b.mib << 8;
 	copy_len = (uint64_t)(b.mib < COPY_MIB ? b.mib : COPY_MIB) << 20;
 	plain_init(&plain);
-	priv = make_guest(0, npages * BENCH_PAGE, GMEM_FILE_INIT_PRIVATE);
+	priv = make_guest(0, npages * BENCH_PAGE, GMEM_FILE_INIT_PRIVATE, 1);
 	/* A page off, so that no large leaf fits. */
-	pages = make_guest(BENCH_PAGE, copy_len, 0);
-	buf = malloc(STEP);
+	pages = make_guest(BENCH_PAGE, copy_len, 0, 1);
+	many = make_guest(BENCH_PAGE, copy_len, 0, gmem_min_u64(SLOTS, copy_len / BENCH_PAGE));
+	buf = malloc(steps[STEPS - 1]);
 	if (!buf || gmem_view_map(pages.file, 0, copy_len, PROT_READ, &view))
 		bench_die("view");
-	for (uint64_t page = 0; page < copy_len / BENCH_PAGE; page++) {
-		bench_page(page, false, buf);
-		if (gmem_file_write(pages.file, page * BENCH_PAGE, buf, BENCH_PAGE))
-			bench_die("write");
-	}
+	write_pages(&pages, copy_len, buf);
+	write_pages(&many, copy_len, buf);
 
 	pmap = bench_row(&b, "ns/page", NULL, "map, 4 KiB: plain table, one thread, no lock");
 	map = bench_row(&b, "ns/page", pmap, "map, 4 KiB: gmem_mmu_map_private_pfn");
 	one = bench_row(&b, "ns/page", pmap, "map, 4 KiB: mapping core, one thread");
 	two = bench_row(&b, "ns/page", one, "map, 4 KiB: mapping core, two threads");
+	gain = bench_row(&b, "times", NULL, "map, 4 KiB: mapping core, two threads against one");
 	fault1 = bench_row(&b, "ns/page", pmap, "map, 4 KiB: fault of a page in place, one thread");
 	fault2 = bench_row(&b, "ns/page", fault1, "map, 4 KiB: fault of a page in place, two threads");
+	gain_fault = bench_row(&b, "times", NULL, "map, 4 KiB: fault, two threads against one");
+	among = bench_row(&b, "ns/page", fault1, "map, 4 KiB: fault among %u slots, one thread", SLOTS);
 	pseq = bench_row(&b, "ns", NULL, "walk: plain table, sequential");
 	seq = bench_row(&b, "ns", pseq, "walk: sequential");
 	prnd = bench_row(&b, "ns", NULL, "walk: plain table, random");
@@ -386,13 +425,18 @@ int main(int argc, char **argv)
 	side = bench_row(&b, "ms", madv, "zap: one side, all pages on it");
 	mixed = bench_row(&b, "ms", madv, "zap: one side, every other page on it");
 	mem = bench_row(&b, "MiB", NULL, "tables for 1 TiB in leaves of 2 MiB");
-	copy = bench_row(&b, "GiB/s", NULL, "load: memcpy out of a view, 64 KiB each");
-	load = bench_row(&b, "GiB/s", copy, "load: gmem_vcpu_load, 64 KiB each");
+	for (int i = 0; i < STEPS; i++) {
+		copy[i] = bench_row(&b, "GB/s", NULL, "load: memcpy out of a view, %u KiB each", steps[i] >> 10);
+		load[i] = bench_row(&b, "GB/s", copy[i], "load: gmem_vcpu_load, %u KiB each", steps[i] >> 10);
+	}
+	first = bench_row(&b, "GB/s", copy[STEPS - 1], "load: gmem_vcpu_load, %u KiB each, faults too",
+			  steps[STEPS - 1] >> 10);
 
 	measure_map_private(&priv);
 	gmem_mmu_zap(&priv.vm->mmu, 0, npages, BOTH);
-	measure_copy(&pages, gmem_view_addr(view), 0, copy_len, buf);
-	measure_copy(&pages, NULL, BENCH_PAGE, copy_len, buf);
+	measure_copy(&pages, gmem_view_addr(view), 0, copy_len, buf, steps[0]);
+	measure_copy(&pages, NULL, BENCH_PAGE, copy_len, buf, steps[0]);
+	measure_faults(&many, copy_len, false);
 	for (unsigned int i = 0; i < b.rounds; i++) {
 		bench_add(pmap, measure_plain_map(&plain));
 		bench_add(map, measure_map_private(&priv));
@@ -405,16 +449,23 @@ int main(int argc, char **argv)
 		gmem_mmu_zap(&priv.vm->mmu, 0, npages, BOTH);
 		bench_add(one, measure_threads(&priv, 0, npages, false, false));
 		bench_add(two, measure_threads(&priv, 0, npages, false, true));
+		bench_add(gain, one->v[i] / two->v[i]);
 		bench_add(madv, measure_madvise());
 		bench_add(whole, measure_zap(&priv, BOTH, false));
 		bench_add(side, measure_zap(&priv, GMEM_SIDE_PRIVATE, false));
 		bench_add(mixed, measure_zap(&priv, GMEM_SIDE_PRIVATE, true));
 		bench_add(mem, measure_tables());
-		bench_add(copy, measure_copy(&pages, gmem_view_addr(view), 0, copy_len, buf));
-		bench_add(load, measure_copy(&pages, NULL, BENCH_PAGE, copy_len, buf));
-		gmem_mmu_zap(&pages.vm->mmu, 0, 1ull << GMEM_GFN_BITS, BOTH);
-		bench_add(fault1, measure_threads(&pages, 1, copy_len / BENCH_PAGE + 1, true, false));
-		bench_add(fault2, measure_threads(&pages, 1, copy_len / BENCH_PAGE + 1, true, true));
+		for (int s = 0; s < STEPS; s++) {
+			bench_add(copy[s], measure_copy(&pages, gmem_view_addr(view), 0, copy_len, buf, steps[s]));
+			bench_add(load[s], measure_copy(&pages, NULL, BENCH_PAGE, copy_len, buf, steps[s]));
+		}
+		unmap_all(&pages);
+		bench_add(first, measure_copy(&pages, NULL, BENCH_PAGE, copy_len, buf, steps[STEPS - 1]));
+		unmap_all(&pages);
+		bench_add(fault1, measure_faults(&pages, copy_len, false));
+		bench_add(fault2, measure_faults(&pages, copy_len, true));
+		bench_add(gain_fault, fault1->v[i] / fault2->v[i]);
+		bench_add(among, measure_faults(&many, copy_len, false));
 		gmem_vcpu_pre_fault(pages.vcpu[0], BENCH_PAGE, copy_len, NULL);
 	}
 	bench_target_absolute(&b, map, false, 150, "map a private page");
@@ -423,11 +474,15 @@ int main(int argc, char **argv)
 	bench_target_absolute(&b, whole, false, 5, "zap of %u MiB of 4 KiB leaves", b.mib);
 	bench_target_absolute(&b, side, false, 5, "zap of one side of %u MiB of 4 KiB leaves", b.mib);
 	bench_target_absolute(&b, mem, false, 4.2, "tables for 1 TiB in leaves of 2 MiB");
-	bench_target(&b, two, false, 1 / 1.6, "mapping by two threads beside one, time a page");
+	bench_target_absolute(&b, gain, true, 1.6, "mapping core, two threads against one");
+	bench_target_absolute(&b, gain_fault, true, 1.6, "faults of pages in place, two threads against one");
+	for (int i = 0; i < STEPS; i++)
+		bench_target_absolute(&b, load[i], true, 2, "gmem_vcpu_load, %u KiB each", steps[i] >> 10);
 	gmem_view_unmap(view);
 	free(buf);
 	free_guest(&priv);
 	free_guest(&pages);
+	free_guest(&many);
 	munmap(plain.root, plain.room * BENCH_PAGE);
 	return bench_end(&b);
 }
