@@ -15,6 +15,9 @@
 /* As mark.c's: a guest that touches a page all the time comes between its zapping and its marking. */
 #define MAX_RACES 100000
 
+/* To meet a barred page is an exit of a guest's: so much passes at once, if it may. As the kernel's fault-around. */
+#define AROUND (64u << 10)
+
 #define FEATURES                                                                                       \
 	(UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | \
 	 UFFD_FEATURE_POISON)
@@ -174,15 +177,33 @@ void gmem_gate_shut(struct gmem_gate *gate)
 			   -1, 0);
 }
 
+static bool in_place(uint32_t word)
+{
+	return (word & (GMEM_WORD_CONTENT | GMEM_WORD_POISONED | GMEM_WORD_LOCKED)) == GMEM_WORD_UPTODATE;
+}
+
+/* The page, and those after it that are in place and on its side: what a guest met one of, it mostly meets in order. */
+static uint64_t passable(const struct gmem_gate *gate, uint64_t off)
+{
+	const struct gmem_state *state = &gate->file->state;
+	uint64_t end = gmem_min_u64((off | (AROUND - 1)) + 1, gate->off + gate->len);
+	uint64_t page = off >> GMEM_PAGE_SHIFT, n = 1;
+
+	end = gmem_state_side_end(state, page, end >> GMEM_PAGE_SHIFT);
+	while (page + n < end && in_place(gmem_state_word(state, page + n)))
+		n++;
+	return n << GMEM_PAGE_SHIFT;
+}
+
 int gmem_gate_pass(struct gmem_gate *gate, uint64_t off)
 {
-	uint64_t done;
+	uint64_t done = 0;
 	char byte;
 	int err = -EEXIST;
 
 	if (atomic_load(&gate->open))
-		err = gmem_sys_uffd_continue(gate->uffd, (uintptr_t)at(gate, off), GMEM_PAGE_SIZE, &done);
-	if (!err)
+		err = gmem_sys_uffd_continue(gate->uffd, (uintptr_t)at(gate, off), passable(gate, off), &done);
+	if (!err || done)
 		return 0;
 	/* What is not mapped at once, the guest's touch maps. */
 	if (err != -EEXIST)
