@@ -47,6 +47,8 @@ struct kvm_vcpu {
 	struct gmem_vcpu *hand; /* makes the accesses of instructions that KVM emulates */
 	bool mmio_is_ours; /* KVM waits for one: a page of a slot, which could not be had last time */
 	uint64_t mmio_gpa; /* of the last one that was ours */
+	bool came_out; /* the guest did, at this page; the caller may have done something about it since */
+	uint64_t came_out_gpa;
 	uint64_t passed; /* pages that were barred, and let through */
 	bool mask_known;
 	sigset_t mask; /* KVM's, of the last run */
@@ -308,6 +310,8 @@ static int fault_exit(struct kvm_vcpu *v, int err, uint64_t gpa, const struct gm
 		v->cpu.exit.flags = exit->private ? GMEM_EXIT_FLAG_PRIVATE : 0;
 		v->cpu.exit.gpa = gmem_page_round_down(gpa);
 		v->cpu.exit.len = GMEM_PAGE_SIZE;
+		v->came_out = true;
+		v->came_out_gpa = gpa;
 	}
 	return gmem_err_prefix(err, "gmem_vcpu_run");
 }
@@ -355,6 +359,18 @@ int gmem_kvm_vcpu_answer(struct gmem_cpu *cpu, uint64_t value)
 		for (uint64_t i = 0; i < cpu->exit.len; i++)
 			run->mmio.data[i] = (uint8_t)(value >> 8 * i);
 	return 0;
+}
+
+/* The guest will make its access again. If it may by now, that need not be another exit; if not, it meets the page. */
+static int resolve_again(struct kvm_vcpu *v)
+{
+	uint64_t gfn = v->came_out_gpa >> GMEM_PAGE_SHIFT;
+	struct gmem_mmu_exit unused;
+
+	v->came_out = false;
+	if (gmem_mmu_fault(&v->cpu.vcpu, gfn, GMEM_ACCESS_READ, want_of(v->cpu.vm), &unused) != -EINTR)
+		return 0;
+	return gmem_err(-EINTR, "gmem_vcpu_run: cancelled");
 }
 
 /* A load or store that KVM emulates, of a page of a slot. 0: done; else it is still to be done. */
@@ -457,6 +473,12 @@ static int step(struct kvm_vcpu *v)
 		return gmem_err(-EINTR, "gmem_vcpu_run: cancelled");
 	if (v->mmio_is_ours)
 		return finish_mmio(v);
+	if (v->came_out) {
+		int err = resolve_again(v);
+
+		if (err)
+			return err;
+	}
 	v->run->exit_reason = KVM_EXIT_UNKNOWN;
 	e = run_once(v);
 	if (e.barred)
