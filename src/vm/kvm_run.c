@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: MIT */
+/* One KVM_RUN: what ends it from outside, and whose signals are whose. */
+#include <errno.h>
+#include <sched.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "sys/kvm.h"
+#include "sys/process.h"
+#include "vm/kvm_vcpu.h"
+
+/* ---- kicks */
+
+void gmem_kvm_vcpu_kick(struct gmem_cpu *cpu)
+{
+	struct kvm_vcpu *v = kvm_vcpu_of(cpu);
+	int inside = INSIDE;
+
+	/* Who comes in after this looks at what it was told; who was in gets the signal, and cannot leave before. */
+	if (!atomic_compare_exchange_strong(&v->whereabouts, &inside, KICKED_NOW))
+		return;
+	(void)pthread_kill(v->thread, SIGBUS);
+	atomic_store(&v->whereabouts, KICKED);
+}
+
+void gmem_kvm_vcpu_cancel(struct gmem_cpu *cpu)
+{
+	struct kvm_vcpu *v = kvm_vcpu_of(cpu);
+
+	/* This one has been told. */
+	atomic_store(&v->hand->cancel, true);
+	gmem_kvm_vcpu_kick(cpu);
+}
+
+/* True if a kick's signal has been sent, and no other will be. */
+static bool leave(struct kvm_vcpu *v)
+{
+	int inside = INSIDE;
+
+	if (atomic_compare_exchange_strong(&v->whereabouts, &inside, OUTSIDE))
+		return false;
+	while (atomic_load(&v->whereabouts) == KICKED_NOW)
+		sched_yield();
+	atomic_store(&v->whereabouts, OUTSIDE);
+	return true;
+}
+
+/* ---- one KVM_RUN */
+
+/* What the processor fails to touch; which of the two codes it is depends on how the kernel was built. */
+static bool in_a_gate(struct kvm_vcpu *v, const siginfo_t *info, uint64_t *ret_gpa)
+{
+	if (info->si_code != BUS_MCEERR_AR && info->si_code != BUS_ADRERR)
+		return false;
+	return gmem_mmu_behind_gate(&v->cpu.vcpu, info->si_addr, ret_gpa);
+}
+
+/* Of a thread of this process; kernels differ in which of the two they say. */
+static bool is_kick(const siginfo_t *info)
+{
+	return (info->si_code == SI_TKILL || info->si_code == SI_USER) && info->si_pid == getpid();
+}
+
+/* Takes every SIGBUS that has come: those of gates are ours, and that of a kick. */
+static void take_signals(struct kvm_vcpu *v, const sigset_t *bus, bool kicked, struct kvm_ended *e)
+{
+	static const struct timespec now;
+	siginfo_t info, other = { .si_signo = 0 };
+
+	while (sigtimedwait(bus, &info, &now) == SIGBUS) {
+		uint64_t gpa;
+
+		if (in_a_gate(v, &info, &gpa)) {
+			e->barred = true;
+			e->gpa = gpa;
+		} else if (kicked && is_kick(&info)) {
+			kicked = false;
+		} else {
+			other = info;
+		}
+	}
+	if (other.si_signo)
+		gmem_signal_put_back(&other);
+}
+
+static int set_mask(struct kvm_vcpu *v, const sigset_t *mask)
+{
+	sigset_t without = *mask;
+	int err;
+
+	sigdelset(&without, SIGBUS);
+	if (v->mask_known && !memcmp(&without, &v->mask, sizeof(without)))
+		return 0;
+	err = gmem_kvm_signal_mask(v->fd, &without);
+	v->mask_known = !err;
+	v->mask = without;
+	return err;
+}
+
+/* Kicks are heard before this is asked. */
+bool gmem_kvm_told_to_stop(struct kvm_vcpu *v)
+{
+	return atomic_load(&v->cpu.vcpu.cancel) || gmem_mmu_dead(&v->cpu.vm->mmu);
+}
+
+struct kvm_ended gmem_kvm_run_once(struct kvm_vcpu *v)
+{
+	struct kvm_ended e = { .err = 0 };
+	sigset_t bus, old;
+
+	sigemptyset(&bus);
+	sigaddset(&bus, SIGBUS);
+	pthread_sigmask(SIG_BLOCK, &bus, &old);
+	e.err = set_mask(v, &old);
+	if (!e.err) {
+		v->thread = pthread_self();
+		atomic_store(&v->whereabouts, INSIDE);
+		e.err = gmem_kvm_told_to_stop(v) ? -EINTR : gmem_kvm_run(v->fd);
+		take_signals(v, &bus, leave(v), &e);
+	}
+	if (!sigismember(&old, SIGBUS))
+		pthread_sigmask(SIG_SETMASK, &old, NULL);
+	return e;
+}

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A vCPU of KVM's.
+ *
+ * A guest that meets a barred page (file/gate.h) comes out in one of two ways. Where the processor made the access, KVM
+ * fails to map the page, sends the thread SIGBUS with the page's address in the gate, and KVM_RUN is EINTR because the
+ * signal is let through while it runs, and nowhere else (kvm_run.c). Where KVM was emulating the instruction it takes
+ * the page for a device's, and KVM_RUN ends with KVM_EXIT_MMIO at an address that is inside a slot: then the load or
+ * store is made here, by an accessor, and the next KVM_RUN goes on behind it. An instruction that KVM cannot even read,
+ * or one with a lock prefix that met the page again, is KVM_EXIT_INTERNAL_ERROR, and begins again when the page is
+ * there (kvm_exit.c).
+ *
+ * In all cases the page is looked for as for any guest (mmu/fault.c), and mapping it is to let it pass the gate.
+ */
+#ifndef GMEM_VM_KVM_VCPU_H
+#define GMEM_VM_KVM_VCPU_H
+
+#include <linux/kvm.h>
+#include <pthread.h>
+#include <signal.h>
+
+#include "vm/vm.h"
+
+/* Where the thread is, for those who want it out of the guest. */
+enum whereabouts {
+	OUTSIDE,
+	INSIDE, /* KVM_RUN, or about to; SIGBUS is blocked, and is taken before it is not any more */
+	KICKED_NOW, /* somebody is sending it a signal */
+	KICKED,
+};
+
+struct kvm_vcpu {
+	struct gmem_cpu cpu; /* first */
+	int fd;
+	struct kvm_run *run;
+	size_t run_len;
+	struct gmem_vcpu *hand; /* makes the accesses of instructions that KVM emulates */
+	bool mmio_is_ours; /* KVM waits for one: a page of a slot, which could not be had last time */
+	uint64_t mmio_gpa; /* of the last one that was ours */
+	bool came_out; /* the guest did, at this page; the caller may have done something about it since */
+	uint64_t came_out_gpa;
+	uint64_t passed; /* pages that were barred, and let through */
+	bool mask_known;
+	sigset_t mask; /* KVM's, of the last run */
+	_Atomic int whereabouts; /* enum whereabouts */
+	pthread_t thread; /* while it is inside */
+};
+
+static inline struct kvm_vcpu *kvm_vcpu_of(struct gmem_cpu *cpu)
+{
+	return (struct kvm_vcpu *)cpu;
+}
+
+/* ---- kvm_run.c */
+
+/* How a KVM_RUN ended. */
+struct kvm_ended {
+	int err;
+	bool barred; /* the guest is at a page that may not be touched by itself */
+	uint64_t gpa; /* of that */
+};
+
+/* True if there is a reason not to go in, or to come out: a cancellation, or the end of the VM. */
+bool gmem_kvm_told_to_stop(struct kvm_vcpu *v);
+/* One KVM_RUN. SIGBUS is the thread's own again when it returns. */
+struct kvm_ended gmem_kvm_run_once(struct kvm_vcpu *v);
+
+#endif
