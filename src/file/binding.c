@@ -2,6 +2,8 @@
 /* Second stages that map pages of a file, and the window they map. */
 #include <errno.h>
 #include <sched.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
 #include "base/err.h"
@@ -16,6 +18,43 @@ static bool has_private(const struct gmem_file *file)
 	       gmem_state_side_end(&file->state, 0, file->state.npages) != file->state.npages;
 }
 
+/* The first binding that ends behind `off`, or how many there are. Invalidate lock held. */
+static uint32_t first_behind(const struct gmem_bindings *all, uint64_t off)
+{
+	uint32_t from = 0, to = all->n;
+
+	while (from < to) {
+		uint32_t mid = from + (to - from) / 2;
+
+		if (all->at[mid]->off + all->at[mid]->len > off)
+			to = mid;
+		else
+			from = mid + 1;
+	}
+	return from;
+}
+
+/* Invalidate lock held, exclusive. */
+static int add(struct gmem_bindings *all, struct gmem_binding *b)
+{
+	uint32_t i = first_behind(all, b->off), room = all->room ? all->room * 2 : 4;
+
+	if (i < all->n && gmem_range_overlaps(b->off, b->len, all->at[i]->off, all->at[i]->len))
+		return gmem_err(-EEXIST, "off 0x%llx, len 0x%llx of the file: bound already",
+				(unsigned long long)b->off, (unsigned long long)b->len);
+	if (all->n == all->room) {
+		struct gmem_binding **at = realloc(all->at, room * sizeof(*at));
+
+		if (!at)
+			return gmem_err_sys(-ENOMEM, "one more binding of the file");
+		all->at = at;
+		all->room = room;
+	}
+	memmove(&all->at[i + 1], &all->at[i], (all->n++ - i) * sizeof(*all->at));
+	all->at[i] = b;
+	return 0;
+}
+
 int gmem_file_bind(struct gmem_file *file, struct gmem_binding *b)
 {
 	int err = 0;
@@ -24,50 +63,46 @@ int gmem_file_bind(struct gmem_file *file, struct gmem_binding *b)
 	if (file->engine == GMEM_ENGINE_KERNEL && has_private(file))
 		err = gmem_err(-EOPNOTSUPP,
 			       "a guest_memfd with private pages: a vCPU of this library would not reach them");
-	for (struct gmem_binding *other = file->bindings; other && !err; other = other->next)
-		if (gmem_range_overlaps(b->off, b->len, other->off, other->len))
-			err = gmem_err(-EEXIST, "off 0x%llx, len 0x%llx of the file: bound already",
-				       (unsigned long long)b->off, (unsigned long long)b->len);
-	if (!err) {
-		b->file = file;
-		b->next = file->bindings;
-		file->bindings = b;
-	}
+	b->file = file;
+	if (!err)
+		err = add(&file->bindings, b);
 	gmem_rwlock_unlock(&file->invalidate_lock);
 	return err;
 }
 
 bool gmem_file_unbind(struct gmem_binding *b)
 {
-	struct gmem_binding **at;
+	struct gmem_bindings *all = &b->file->bindings;
 	bool found;
+	uint32_t i;
 
 	gmem_rwlock_lock(&b->file->invalidate_lock);
-	at = &b->file->bindings;
-	while (*at && *at != b)
-		at = &(*at)->next;
-	found = *at;
+	i = first_behind(all, b->off);
+	found = i < all->n && all->at[i] == b;
 	if (found)
-		*at = b->next;
+		memmove(&all->at[i], &all->at[i + 1], (--all->n - i) * sizeof(*all->at));
 	gmem_rwlock_unlock(&b->file->invalidate_lock);
 	return found;
 }
 
 void gmem_file_invalidate_begin(struct gmem_file *file, uint64_t off, uint64_t len, uint32_t sides)
 {
-	for (struct gmem_binding *b = file->bindings; b; b = b->next) {
+	const struct gmem_bindings *all = &file->bindings;
+
+	for (uint32_t i = first_behind(all, off); i < all->n && all->at[i]->off < off + len; i++) {
+		struct gmem_binding *b = all->at[i];
 		uint64_t from = gmem_max_u64(off, b->off), to = gmem_min_u64(off + len, b->off + b->len);
 
-		if (from < to)
-			b->ops->invalidate_begin(b, from, to - from, sides);
+		b->ops->invalidate_begin(b, from, to - from, sides);
 	}
 }
 
 void gmem_file_invalidate_end(struct gmem_file *file, uint64_t off, uint64_t len)
 {
-	for (struct gmem_binding *b = file->bindings; b; b = b->next)
-		if (gmem_range_overlaps(off, len, b->off, b->len))
-			b->ops->invalidate_end(b);
+	const struct gmem_bindings *all = &file->bindings;
+
+	for (uint32_t i = first_behind(all, off); i < all->n && all->at[i]->off < off + len; i++)
+		all->at[i]->ops->invalidate_end(all->at[i]);
 }
 
 void gmem_file_close_bindings(struct gmem_file *file)
@@ -76,7 +111,7 @@ void gmem_file_close_bindings(struct gmem_file *file)
 
 	do {
 		gmem_rwlock_lock_shared(&file->invalidate_lock);
-		b = file->bindings;
+		b = file->bindings.n ? file->bindings.at[file->bindings.n - 1] : NULL;
 		if (b)
 			b->ops->hold(b);
 		gmem_rwlock_unlock_shared(&file->invalidate_lock);

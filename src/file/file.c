@@ -234,6 +234,7 @@ static void destroy(struct gmem_file *file)
 	if (file->kvm_vm >= 0)
 		close(file->kvm_vm);
 	free(file->why);
+	free(file->bindings.at);
 	if (file->maps_fd >= 0)
 		close(file->maps_fd);
 	if (file->empty_fd >= 0)

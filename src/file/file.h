@@ -94,14 +94,18 @@ struct gmem_backing_ops {
 #define GMEM_SIDE_BAR 4u
 
 /*
- * A second stage that maps pages of a file: it must hear of what goes. Embedded in its owner, who is counted. Members
- * of the list are guarded by the file's invalidate lock.
+ * A second stage that maps pages of a file: it must hear of what goes. Embedded in its owner, who is counted.
  */
 struct gmem_binding {
 	uint64_t off, len; /* in the file; constant while it is bound */
 	const struct gmem_binding_ops *ops;
 	struct gmem_file *file;
-	struct gmem_binding *next;
+};
+
+/* All of a file's: guarded by its invalidate lock. None overlaps, so what meets a range is found by halving. */
+struct gmem_bindings {
+	struct gmem_binding **at; /* by off */
+	uint32_t n, room;
 };
 
 struct gmem_binding_ops {
@@ -181,7 +185,7 @@ struct gmem_file {
 	int empty_fd; /* what is mapped over private pages where there are no markers; -1: not opened yet */
 	uint64_t empty_dev, empty_ino;
 	bool torn; /* a part of a view that is gone lives on at an address the library was not told */
-	struct gmem_binding *bindings;
+	struct gmem_bindings bindings;
 	struct gmem_supply *supplies;
 	bool opened; /* from descriptors: another object made the memory, and converts */
 	struct gmem_peer *peer; /* what gmem_file_open() adds, else NULL; never changes */
@@ -336,7 +340,7 @@ void gmem_file_advise(const struct gmem_file *file, void *addr, uint64_t len);
 
 /* ---- binding.c: second stages */
 
-/* Both with the invalidate lock not held. -EEXIST: the range, or part of it, is bound already. */
+/* Both with the invalidate lock not held. -EEXIST: the range, or part of it, is bound already. -ENOMEM. */
 int gmem_file_bind(struct gmem_file *file, struct gmem_binding *b);
 /* False if the binding was not bound any more. */
 bool gmem_file_unbind(struct gmem_binding *b);

@@ -149,7 +149,7 @@ int gmem_guest_memfd_convert(struct gmem_file *file, uint64_t off, uint64_t len,
 	if (!file->kernel_converts)
 		return gmem_err(-ENOTTY,
 				"gmem_file_set_attributes: this kernel's guest_memfd does not convert in place");
-	if (file->bindings)
+	if (file->bindings.n)
 		return gmem_err(-EOPNOTSUPP,
 				"gmem_file_set_attributes: the file is in a slot of gmem_vm, whose vCPUs do "
 				"not reach the kernel's private pages");
