@@ -247,7 +247,7 @@ static void *map_part(void *arg)
 	for (uint64_t gfn = m->from; gfn < m->to; gfn++) {
 		if (!m->fault)
 			map_core(m->vcpu, gfn);
-		else if (gmem_mmu_pre_fault(m->vcpu, gfn, GMEM_WANT_ANY))
+		else if (gmem_mmu_pre_fault(m->vcpu, gfn, GMEM_WANT_ANY, &(struct gmem_hva){ 0 }))
 			bench_die("fault");
 	}
 	return NULL;

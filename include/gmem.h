@@ -462,7 +462,7 @@ typedef int (*gmem_progress_fn)(void *opaque, uint64_t done, uint64_t total);
 /* -------------------------------------------------------------------------------------------------- vm */
 
 /*
- * One machine: memslots that say which pages of which files its guest-physical addresses are, and vCPUs. All functions
+ * One machine: memslots that say which pages or memory its guest-physical addresses are, and vCPUs. All functions
  * may be called from any thread unless they say otherwise. A VM belongs to the process that made it.
  */
 struct gmem_vm;
@@ -496,8 +496,9 @@ struct gmem_vm_opts {
 int gmem_vm_create(const struct gmem_vm_opts *opts, struct gmem_vm **ret);
 
 /*
- * The VM is dead from now on: its slots are deleted, its vCPUs' calls fail with -EIO or find no slot. The memory of the
- * object goes with the last vCPU and launch. NULL is allowed.
+ * The VM is dead from now on: its slots are deleted, its vCPUs' calls fail with -EIO or find no slot. Returns when no
+ * access to a slot's `hva` goes on, however long that one waits for its memory. The memory of the object goes with the
+ * last vCPU and launch. NULL is allowed.
  */
 void gmem_vm_free(struct gmem_vm *vm);
 
@@ -527,22 +528,51 @@ int gmem_vm_stats(struct gmem_vm *vm, struct gmem_vm_stats *stats);
  */
 void gmem_vm_cancel(struct gmem_vm *vm);
 
+#define GMEM_SLOT_LOG_DIRTY (1u << 0) /* KVM_MEM_LOG_DIRTY_PAGES; without a file only */
+#define GMEM_SLOT_READONLY (1u << 1) /* KVM_MEM_READONLY: a store exits; without a file, in a DEFAULT or SW_PROTECTED VM */
+#define GMEM_SLOT_USERFAULT (1u << 3) /* KVM_MEM_USERFAULT of the KVM userfault series: see userfault_bitmap */
+
+/*
+ * A slot has a file, whose pages, shared and private, guests use in place; or `hva`, plain memory of the caller's,
+ * which is shared; or both: then a page that is private in the file is the file's, one that is shared is at `hva`.
+ */
 struct gmem_memslot {
 	size_t size; /* sizeof(struct gmem_memslot) */
 	uint32_t slot; /* 0..32763 */
-	uint32_t flags; /* none defined: must be 0 */
-	uint64_t gpa, len; /* bytes, page-aligned; len 0 deletes */
-	struct gmem_file *file; /* borrowed; may be freed before the slot is deleted */
-	uint64_t off; /* of `gpa` in the file */
+	uint32_t flags; /* GMEM_SLOT_* */
+	uint64_t gpa, len; /* bytes, page-aligned; len 0 deletes; less than 2^31 pages */
+	struct gmem_file *file; /* borrowed; may be freed before the slot is deleted; NULL: none */
+	uint64_t off; /* of `gpa` in the file; not looked at without one */
+	/*
+	 * The address of `gpa` in this process, page-aligned; NULL: none. Borrowed. It need not be mapped now or ever: it is
+	 * reached by system calls, and where nothing is the access exits. It may be lazily served.
+	 */
+	void *hva;
+	/*
+	 * With GMEM_SLOT_USERFAULT: a bit for each guest frame of the slot, in words of 64, bit 0 of word 0 the first. An
+	 * access to a page whose bit is set exits. Borrowed until a call that deletes the slot, or sets it without the flag
+	 * or with another bitmap, has returned. Whole words of plain memory, 8-byte aligned, always in place. Clear a bit
+	 * with a store-release, when the page is filled; before bits are set again, set the slot without the flag.
+	 */
+	const uint64_t *userfault_bitmap;
 };
 
 /*
- * Sets a slot, or deletes one. A slot cannot be changed, only deleted; its pages stay in the file. When the file is
- * freed first, the slot stays and touching it is a memory fault. Rules and errors are those of
- * KVM_SET_USER_MEMORY_REGION2 with KVM_MEM_GUEST_MEMFD: -EINVAL (alignment, wrap, past the end of the file, no such
- * slot to delete, a slot that is there), -EEXIST (guest-physical addresses or part of the file are in another slot);
- * also -ENOMEM, -ENOSPC (all slots are in use), -EIO (after fork(2), or a dead VM), -EBUSY (the memory is, or was, open
- * in a second object or behind a keeper: what is absent of it could not be told from zero).
+ * Sets a slot, changes one, or deletes one. Rules and errors are those of KVM_SET_USER_MEMORY_REGION2, in its order.
+ *
+ * A slot with a file cannot be changed but for GMEM_SLOT_USERFAULT and the bitmap; one without may get another `gpa`,
+ * another bitmap, and GMEM_SLOT_LOG_DIRTY and _USERFAULT on and off. Set as it is, a slot without a file, or with
+ * GMEM_SLOT_USERFAULT, stays so: 0. Deleting leaves the pages in the file. When the file is freed first, the slot stays
+ * and touching it is a memory fault, but for an access to `hva` that names the shared side.
+ *
+ * When a slot is deleted, moved, or given a bitmap, the call returns when no access goes on that found it as it was:
+ * over lazily served memory it waits until the page has been served, and must not be what serves it.
+ *
+ * -EINVAL: size, slot number, flags; alignment, wrap, len; neither file nor hva; past the end of the file; beyond what
+ * the guest can address; no such slot to delete; a change that is none of those above. -EEXIST: guest-physical addresses
+ * or part of the file are in another slot. Also -ENOMEM (never for a deletion), -EIO (after fork(2), or a dead VM),
+ * -EBUSY (the file's memory is, or was, open in a second object or behind a keeper: what is absent of it could not be
+ * told from zero), -EOPNOTSUPP (a guest_memfd that is not mapped, or has private pages).
  */
 int gmem_vm_set_slot(struct gmem_vm *vm, const struct gmem_memslot *memslot);
 
@@ -580,6 +610,7 @@ void gmem_vcpu_free(struct gmem_vcpu *vcpu); /* NULL is allowed */
  * where the type has one. An absent page is brought in first, if need be by the pager of the file, for which the call
  * waits. `buf` may be memory that is itself served by a pager. Bytes are copied by the processor: memory that has
  * failed and that nobody has poisoned yet is SIGBUS for this process, at an address in a mapping of the library's own.
+ * A slot's `hva` is reached by system calls: never a signal, but an aligned access may be torn there.
  *
  * -EFAULT and -EHWPOISON are exits, see gmem_vcpu_exit(): what is before the page that it names has been done. An exit
  * that is GMEM_EXIT_MMIO may be completed with gmem_vcpu_answer().
@@ -610,8 +641,8 @@ int gmem_vcpu_copy(struct gmem_vcpu *vcpu, uint64_t to, uint64_t from, uint64_t 
 /*
  * Maps the pages of [gpa, gpa + len) as if the guest had touched them (KVM_PRE_FAULT_MEMORY). 0 if at least one is
  * mapped: `*ret_done`, if not NULL, says how many bytes, 0 on failure. What stood in the way behind those is told by
- * the call that begins there. -ENOENT: no slot; -EINVAL (alignment, len 0, wrap); else as
- * gmem_vcpu_load(), without an exit.
+ * the call that begins there. Of memory at a slot's `hva` nothing is mapped, but a byte is read. -ENOENT: no slot;
+ * -EINVAL (alignment, len 0, wrap); else as gmem_vcpu_load(), without an exit.
  */
 int gmem_vcpu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t len, uint64_t *ret_done);
 
@@ -636,8 +667,8 @@ int gmem_vcpu_kvm_fd(const struct gmem_vcpu *vcpu);
 void *gmem_vcpu_kvm_run(const struct gmem_vcpu *vcpu);
 
 /*
- * The call that runs in the vCPU's thread, or else its next one, ends with -EINTR: of an accessor if it would wait or
- * map. A guest that runs is stopped.
+ * The call that runs in the vCPU's thread, or else its next one, ends with -EINTR: of an accessor if it would wait, map
+ * or go to a slot's `hva`; an access to `hva` that waits already is not ended. A guest that runs is stopped.
  */
 void gmem_vcpu_cancel(struct gmem_vcpu *vcpu);
 
@@ -660,13 +691,20 @@ int gmem_vcpu_hypercall(struct gmem_vcpu *vcpu, uint64_t nr, const uint64_t args
 enum gmem_exit_reason {
 	GMEM_EXIT_NONE = 0,
 	GMEM_EXIT_HYPERCALL = 3,
-	/* A load or store of 1 to 8 bytes within a page, not private, where no slot is: a device's register. */
+	/*
+	 * A load or store of 1 to 8 bytes within a page, not private, where no slot is: a device's register. Or such a
+	 * store to a slot that is read-only.
+	 */
 	GMEM_EXIT_MMIO = 6,
-	/* Any other access where no slot is; a file that is closed, a page on the other side, a poisoned page. */
+	/*
+	 * Any other access where no slot is, or store to one that is read-only; a file that is closed, a page on the
+	 * other side, a poisoned page, nothing at `hva`, a page whose bit is set in the slot's userfault_bitmap.
+	 */
 	GMEM_EXIT_MEMORY_FAULT = 39,
 };
 
 #define GMEM_EXIT_FLAG_PRIVATE (UINT64_C(1) << 3) /* the access was to private memory */
+#define GMEM_EXIT_FLAG_USERFAULT (UINT64_C(1) << 4) /* the page is the caller's to fill: its bit is set */
 #define GMEM_EXIT_FLAG_WRITE (UINT64_C(1) << 32) /* GMEM_EXIT_MMIO: it is a store. Not KVM's, but the library's own */
 
 struct gmem_exit {
@@ -718,7 +756,7 @@ typedef int (*gmem_populate_fn)(struct gmem_vm *vm, uint64_t gfn, uint64_t pfn, 
  * `fn` NULL: bytes only.
  *
  * Returns the pages done, at most those up to the end of the slot; go on from there. If none was, the error of the
- * first: -EINVAL (npages <= 0, alignment, flags, no slot, a page that is not private), -EFAULT (the slot's file is
+ * first: -EINVAL (npages <= 0, alignment, flags, no slot with a file, a page that is not private), -EFAULT (the slot's file is
  * closed; a source that cannot be read, or not be written to where it must be: unmapped, past the end of its file,
  * private memory, the target itself), -EINTR (gmem_vm_cancel()), -EHWPOISON, -ENOMEM, -EIO (a dead VM; after fork(2);
  * in place, a page whose pager is gone), or what `fn` returned. Any thread; concurrent calls on one VM take turns.

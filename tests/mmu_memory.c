@@ -242,7 +242,7 @@ static void exec(struct scene *s, uint64_t gpa)
 {
 	struct gmem_mmu_exit exit;
 
-	CHECK_OK(gmem_mmu_fault(s->vcpu, gpa / PG, GMEM_ACCESS_EXEC, GMEM_WANT_ANY, &exit));
+	CHECK_OK(gmem_mmu_fault(s->vcpu, gpa / PG, GMEM_ACCESS_EXEC, GMEM_WANT_ANY, &exit, NULL));
 	CHECK(executable(s, gpa));
 }
 

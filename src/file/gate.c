@@ -195,14 +195,15 @@ static uint64_t passable(const struct gmem_gate *gate, uint64_t off)
 	return n << GMEM_PAGE_SHIFT;
 }
 
-int gmem_gate_pass(struct gmem_gate *gate, uint64_t off)
+int gmem_gate_pass(struct gmem_gate *gate, uint64_t off, bool alone)
 {
 	uint64_t done = 0;
 	char byte;
 	int err = -EEXIST;
 
 	if (atomic_load(&gate->open))
-		err = gmem_sys_uffd_continue(gate->uffd, (uintptr_t)at(gate, off), passable(gate, off), &done);
+		err = gmem_sys_uffd_continue(gate->uffd, (uintptr_t)at(gate, off),
+					     alone ? GMEM_PAGE_SIZE : passable(gate, off), &done);
 	if (!err || done)
 		return 0;
 	/* What is not mapped at once, the guest's touch maps. */

@@ -411,8 +411,9 @@ int64_t gmem_populate_locked(struct gmem_vm *vm, uint64_t gfn, const void *src, 
 	if (gmem_mmu_dead(&vm->mmu))
 		return gmem_err(-EIO, "gmem_populate: this VM is dead");
 	p.slot = gmem_vm_slot(vm, gfn);
-	if (!p.slot)
-		return gmem_err(-EINVAL, "gmem_populate: gfn 0x%llx: no slot", (unsigned long long)gfn);
+	if (!p.slot || !gmem_slot_has_file(p.slot))
+		return gmem_err(-EINVAL, "gmem_populate: gfn 0x%llx: %s", (unsigned long long)gfn,
+				p.slot ? "its slot has no file" : "no slot");
 	/* Constant while slots_lock is held: closing a file that is bound needs it. */
 	p.file = atomic_load(&p.slot->file);
 	if (!p.file)

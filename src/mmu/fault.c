@@ -16,6 +16,9 @@ struct found {
 	struct gmem_file *file; /* referenced, but inside a section */
 	uint64_t off; /* of the page in it */
 	bool tracked;
+	bool userfault; /* the page is the caller's to fill */
+	bool hva; /* the shared side is the caller's memory */
+	struct gmem_hva *in_use; /* that memory's page; set up by who is asked for it */
 	struct gmem_mapping m;
 };
 
@@ -47,14 +50,14 @@ static struct gmem_slot *find_slot(struct gmem_vcpu *vcpu, uint64_t gfn)
 	return slot;
 }
 
-/* The slot and its file, as of now. Inside a section: both stay. -ENOENT: no slot; -EBADF: its file is closed. */
+/* The slot and its file, as of now. Inside a section: both stay. -ENOENT: no slot; -EBADF: no file, or a closed one. */
 static int find(struct gmem_vcpu *vcpu, uint64_t gfn, struct found *f)
 {
 	struct gmem_slot *slot = find_slot(vcpu, gfn);
 	int err = 0;
 
 	/* Nothing that an earlier attempt found out holds any more. */
-	*f = (struct found){ .file = slot ? atomic_load(&slot->file) : NULL };
+	*f = (struct found){ .file = slot ? atomic_load(&slot->file) : NULL, .in_use = f->in_use };
 	if (!slot) {
 		err = -ENOENT;
 	} else if (!f->file) {
@@ -64,14 +67,18 @@ static int find(struct gmem_vcpu *vcpu, uint64_t gfn, struct found *f)
 		uint64_t pfn = gmem_slot_pfn(slot, gfn);
 		bool large = first >= slot->gfn &&
 			     first + gmem_level_pages(GMEM_LEVEL_2M) <= slot->gfn + slot->npages &&
-			     (pfn - gfn) % gmem_level_pages(GMEM_LEVEL_2M) == 0 && !atomic_load(&slot->tracked);
+			     (pfn - gfn) % gmem_level_pages(GMEM_LEVEL_2M) == 0 && !atomic_load(&slot->tracked) &&
+			     !gmem_slot_userfault(slot, first, gmem_level_pages(GMEM_LEVEL_2M));
 
 		f->off = gmem_slot_off(slot, gfn);
 		f->tracked = gmem_slot_tracked(slot, gfn);
+		f->userfault = !large && gmem_slot_userfault(slot, gfn, 1);
+		f->hva = slot->hva;
 		f->m = (struct gmem_mapping){
 			.gfn = gfn,
 			.pfn = pfn,
 			.gate = slot->gate,
+			.alone = atomic_load(&slot->userfault),
 			.off = f->off,
 			.writable = !f->tracked,
 			.level = large ? GMEM_LEVEL_2M : GMEM_LEVEL_4K,
@@ -80,8 +87,27 @@ static int find(struct gmem_vcpu *vcpu, uint64_t gfn, struct found *f)
 	return err;
 }
 
-/* So too, outside: the file is referenced, because what follows may wait. */
-static int find_and_get(struct gmem_vcpu *vcpu, uint64_t gfn, struct found *f)
+/*
+ * A slot without a file has shared pages only. One whose file is closed too, for an access that names the shared side;
+ * for another it is not known any more which pages those were.
+ */
+static int find_no_file(struct gmem_slot *slot, uint64_t gfn, uint32_t access, enum gmem_want want, struct found *f)
+{
+	int err;
+
+	if (gmem_slot_has_file(slot) && (!slot->hva || want != GMEM_WANT_SHARED))
+		return -EBADF;
+	if (want == GMEM_WANT_PRIVATE)
+		return -EREMOTE;
+	err = gmem_hva_get(slot, gfn, access, f->in_use);
+	return err ? err : GMEM_FAULT_HVA;
+}
+
+/*
+ * So too, outside: the file is referenced, and memory of the caller's in use, because what follows may wait. -ENOENT,
+ * or what find_no_file() says.
+ */
+static int find_and_get(struct gmem_vcpu *vcpu, uint64_t gfn, uint32_t access, enum gmem_want want, struct found *f)
 {
 	int err;
 
@@ -89,8 +115,24 @@ static int find_and_get(struct gmem_vcpu *vcpu, uint64_t gfn, struct found *f)
 	err = find(vcpu, gfn, f);
 	if (!err)
 		gmem_file_get(f->file);
+	else if (err == -EBADF)
+		err = find_no_file(find_slot(vcpu, gfn), gfn, access, want, f);
 	gmem_mmu_end_look(vcpu);
 	return err;
+}
+
+/* The page is shared, and its slot has the caller's memory for that. -EAGAIN: the slot is not what it was. */
+static int find_hva(struct gmem_vcpu *vcpu, uint32_t access, const struct found *f)
+{
+	struct gmem_slot *slot;
+	int err = -EAGAIN;
+
+	gmem_mmu_begin_look(vcpu);
+	slot = find_slot(vcpu, f->m.gfn);
+	if (slot && slot->hva && atomic_load(&slot->file) == f->file && gmem_slot_off(slot, f->m.gfn) == f->off)
+		err = gmem_hva_get(slot, f->m.gfn, access, f->in_use);
+	gmem_mmu_end_look(vcpu);
+	return err ? err : GMEM_FAULT_HVA;
 }
 
 /* The large leaf around the page would show nothing that is not in place, and one side only. */
@@ -123,7 +165,8 @@ static int add_zero(struct gmem_file *file, uint64_t off)
 
 /*
  * Under the invalidate lock, shared: the page's side, and that it is in place. -ENODATA: absent, and somebody supplies
- * it; -EREMOTE: on the side that was not wanted; -EBUSY, -EEXIST: look again.
+ * it; -EREMOTE: on the side that was not wanted; -EREMOTEIO: the caller's to fill; -EXDEV: on the side that is not the
+ * file's; -EBUSY, -EEXIST: look again.
  */
 static int look(struct found *f, enum gmem_want want)
 {
@@ -133,6 +176,10 @@ static int look(struct found *f, enum gmem_want want)
 	f->m.private = gmem_file_private(f->file, f->off);
 	if (want != GMEM_WANT_ANY && (want == GMEM_WANT_PRIVATE) != f->m.private)
 		return -EREMOTE;
+	if (f->userfault)
+		return -EREMOTEIO;
+	if (f->hva && !f->m.private)
+		return -EXDEV;
 	err = f->file->ops->lookup(f->file, f->off, 1, &folio);
 	if (err == -ENOENT)
 		err = gmem_file_supplied(f->file, f->off) ? -ENODATA : add_zero(f->file, f->off);
@@ -278,7 +325,7 @@ static bool in_place(struct found *f, uint32_t access, enum gmem_want want)
 	f->m.private = gmem_file_private(f->file, f->off);
 	if (gmem_word_content(word) != GMEM_WORD_UPTODATE || (word & GMEM_WORD_POISONED) ||
 	    (want != GMEM_WANT_ANY && (want == GMEM_WANT_PRIVATE) != f->m.private) ||
-	    (f->tracked && (access & GMEM_ACCESS_WRITE)))
+	    (f->tracked && (access & GMEM_ACCESS_WRITE)) || f->userfault || (f->hva && !f->m.private))
 		return false;
 	if (f->m.level > GMEM_LEVEL_4K && !uniform(f->file, f->off))
 		f->m.level = GMEM_LEVEL_4K;
@@ -289,7 +336,7 @@ static bool in_place(struct found *f, uint32_t access, enum gmem_want want)
 static bool map_in_place(struct gmem_vcpu *vcpu, uint64_t gfn, uint32_t access, enum gmem_want want)
 {
 	enum gmem_map_result r = GMEM_MAP_RETRY;
-	struct found f;
+	struct found f = { .in_use = NULL };
 
 	if (vcpu->map || gmem_table_topup(&vcpu->mmu->pool, &vcpu->cache) || !gmem_mmu_begin_map(vcpu))
 		return false;
@@ -308,11 +355,13 @@ static int try_fault(struct gmem_vcpu *vcpu, struct found *f, uint64_t gfn, uint
 	struct gmem_mmu *mmu = vcpu->mmu;
 	uint64_t seq = atomic_load(&mmu->invalidate_seq);
 	enum gmem_map_result r;
-	int err = find_and_get(vcpu, gfn, f);
+	int err = find_and_get(vcpu, gfn, access, want, f);
 
 	if (err)
 		return err;
 	err = get_page(vcpu, f, want, seq);
+	if (err == -EXDEV)
+		err = find_hva(vcpu, access, f);
 	if (!err && f->tracked && (access & GMEM_ACCESS_WRITE))
 		err = gmem_err(-EPERM, "guest frame 0x%llx: its writes are watched", (unsigned long long)gfn);
 	if (!err)
@@ -355,9 +404,9 @@ static int fault(struct gmem_vcpu *vcpu, struct found *f, uint64_t gfn, uint32_t
 }
 
 int gmem_mmu_fault(struct gmem_vcpu *vcpu, uint64_t gfn, uint32_t access, enum gmem_want want,
-		   struct gmem_mmu_exit *exit)
+		   struct gmem_mmu_exit *exit, struct gmem_hva *hva)
 {
-	struct found f = { .file = NULL };
+	struct found f = { .in_use = hva };
 	int err = fault(vcpu, &f, gfn, access, want);
 
 	*exit = (struct gmem_mmu_exit){ .private = want == GMEM_WANT_ANY ? f.m.private : want == GMEM_WANT_PRIVATE };
@@ -372,6 +421,13 @@ int gmem_mmu_fault(struct gmem_vcpu *vcpu, uint64_t gfn, uint32_t access, enum g
 				err == -EBADF  ? "its file is closed" :
 				exit->private  ? "the page is shared, the access private" :
 						 "the page is private, the access shared");
+	case -EREMOTEIO:
+		exit->memory_fault = exit->userfault = true;
+		return gmem_err(-EFAULT, "guest frame 0x%llx: its bit in the userfault bitmap is set",
+				(unsigned long long)gfn);
+	case -EROFS:
+		exit->mmio = true;
+		return gmem_err(-EFAULT, "guest frame 0x%llx: its slot is read-only", (unsigned long long)gfn);
 	case -EHWPOISON:
 		exit->memory_fault = true;
 		return gmem_err(err, "guest frame 0x%llx: its page is poisoned", (unsigned long long)gfn);
@@ -382,16 +438,18 @@ int gmem_mmu_fault(struct gmem_vcpu *vcpu, uint64_t gfn, uint32_t access, enum g
 	}
 }
 
-int gmem_mmu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gfn, enum gmem_want want)
+int gmem_mmu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gfn, enum gmem_want want, struct gmem_hva *hva)
 {
-	struct found f = { .file = NULL };
+	struct found f = { .in_use = hva };
 	int err = fault(vcpu, &f, gfn, GMEM_ACCESS_READ, want);
 
 	if (err == -ENOENT)
 		return gmem_err(err, "guest frame 0x%llx: no slot", (unsigned long long)gfn);
-	if (err == -EBADF || err == -EREMOTE)
+	if (err == -EBADF || err == -EREMOTE || err == -EREMOTEIO)
 		return gmem_err(-EFAULT, "guest frame 0x%llx: %s", (unsigned long long)gfn,
-				err == -EBADF ? "its file is closed" : "the page is on the other side");
+				err == -EBADF	? "its file is closed" :
+				err == -EREMOTE ? "the page is on the other side" :
+						  "its bit in the userfault bitmap is set");
 	if (err == -EHWPOISON || err == -EINTR)
 		return gmem_err_sys(err, "guest frame 0x%llx", (unsigned long long)gfn);
 	return err;

@@ -175,6 +175,7 @@ struct gmem_mapping {
 	uint64_t gfn, pfn; /* of the 4 KiB page that is wanted */
 	struct gmem_gate *gate; /* of its slot */
 	uint64_t off; /* in the file */
+	bool alone; /* of the slot's other pages nothing follows from it */
 	uint32_t access;
 	bool private;
 	bool writable;
@@ -226,23 +227,50 @@ static inline void gmem_mmu_end_map(struct gmem_vcpu *vcpu)
 
 /* ---- fault.c */
 
+/* A page of the caller's memory, in use until gmem_hva_put(). */
+struct gmem_hva {
+	char *page;
+	struct gmem_slot *slot; /* which is not deleted, moved or changed meanwhile */
+	uint32_t phase;
+};
+
 /* Why a guest's access cannot be done, for the exit that tells of it. */
 struct gmem_mmu_exit {
 	bool memory_fault; /* else the error is no matter of the guest's */
 	bool no_slot; /* nothing is there */
 	bool private; /* the access was to private memory */
+	bool userfault; /* a memory fault: the page is the caller's to fill */
+	bool mmio; /* a write to a slot that is read-only; with -EFAULT, and instead of memory_fault */
 };
 
+/* The page is the caller's memory, which is not translated: *hva has it. */
+#define GMEM_FAULT_HVA 1
+
 /*
- * Maps the page of an access. 0: look again. -EFAULT: no slot, no file, or the page is on the other side; -EHWPOISON;
- * both with exit->memory_fault. -EPERM: a write to a page whose writes are watched. -EINTR: cancelled. -EIO: the VM is
- * dead, or the page's server is. -ENOMEM. No lock held; may wait for a page.
+ * Maps the page of an access. 0: look again. GMEM_FAULT_HVA: see there. -EFAULT: no slot, no file, the page is on the
+ * other side, or is the caller's to fill; -EHWPOISON; all of these with exit->memory_fault. -EPERM: a write to a page
+ * whose writes are watched. -EINTR: cancelled. -EIO: the VM is dead, or the page's server is. -ENOMEM. No lock held;
+ * may wait for a page.
  */
 int gmem_mmu_fault(struct gmem_vcpu *vcpu, uint64_t gfn, uint32_t access, enum gmem_want want,
-		   struct gmem_mmu_exit *exit);
+		   struct gmem_mmu_exit *exit, struct gmem_hva *hva);
 
 /* As an access that reads and touches nothing: -ENOENT without a slot, else as gmem_mmu_fault(), but for the exit. */
-int gmem_mmu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gfn, enum gmem_want want);
+int gmem_mmu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gfn, enum gmem_want want, struct gmem_hva *hva);
+
+/* ---- hva.c: memory of the caller's */
+
+/*
+ * The page of a guest frame, if it can be accessed so. 0, -EREMOTEIO (the caller's to fill), -EROFS, -EPERM (watched).
+ * In an epoch, in which the slot was found.
+ */
+int gmem_hva_get(struct gmem_slot *slot, uint64_t gfn, uint32_t access, struct gmem_hva *ret);
+void gmem_hva_put(struct gmem_hva *hva);
+/*
+ * Returns when no access through the slot that found it as it was goes on. Waits as long as the slowest of them: as
+ * long as its memory is not served. slots_lock held.
+ */
+void gmem_hva_drain(struct gmem_mmu *mmu, struct gmem_slot *slot);
 
 /* ---- zap.c */
 

@@ -35,8 +35,9 @@ int gmem_mmu_map_private_pfn(struct gmem_vcpu *vcpu, uint64_t gfn, uint64_t pfn)
 	slot = gmem_slots_find(atomic_load(&mmu->slots), gfn);
 	if (slot && atomic_load(&slot->file))
 		gmem_lockcheck_assert_held(GMEM_LOCK_INVALIDATE, &atomic_load(&slot->file)->invalidate_lock);
-	if (!slot)
-		return gmem_err(-EINVAL, "gmem_mmu_map_private_pfn: gfn 0x%llx: no slot", (unsigned long long)gfn);
+	if (!slot || !gmem_slot_has_file(slot))
+		return gmem_err(-EINVAL, "gmem_mmu_map_private_pfn: gfn 0x%llx: no slot%s", (unsigned long long)gfn,
+				slot ? " with a file" : "");
 	if (gmem_slot_tracked(slot, gfn))
 		return gmem_err(-EPERM, "gmem_mmu_map_private_pfn: gfn 0x%llx: its writes are watched",
 				(unsigned long long)gfn);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Memslots as the MMU sees them: which pages of which file a range of guest frames is.
+ * Memslots as the MMU sees them: which pages of which file, or which memory of the caller's, a range of guest frames
+ * is.
  *
  * Enters: a guest frame number. Leaves: its slot. The table of slots never changes: whoever sets a slot publishes a new
  * table and waits for the epoch before the old one goes (vm/memslot.c). Looked at in an epoch, or with the VM's
@@ -9,6 +10,8 @@
 #ifndef GMEM_MMU_SLOT_H
 #define GMEM_MMU_SLOT_H
 
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -16,11 +19,19 @@
 
 struct gmem_slot {
 	uint32_t id;
+	_Atomic uint32_t flags; /* GMEM_SLOT_*; changed under the VM's slots_lock, GMEM_SLOT_READONLY never */
 	uint64_t gfn, npages;
 	uint64_t off; /* in the file */
-	struct gmem_file *_Atomic file; /* NULL: closed before the slot was deleted */
+	struct gmem_file *_Atomic file; /* NULL: none, or closed before the slot was deleted */
 	struct gmem_gate *gate; /* of a VM of KVM's: where its vCPUs reach the pages by themselves; else NULL */
-	char *window; /* the library's address of `off`; good as long as the file is open */
+	char *window; /* the library's address of `off`; good as long as the file is open; NULL: never had a file */
+	char *hva; /* the caller's memory, of the shared side where there is a file too; NULL: none */
+	/*
+	 * The caller's bitmap, NULL: none. Read in an epoch only, because it is the caller's again after the next one.
+	 */
+	const uint64_t *_Atomic userfault;
+	/* Accesses to `hva` that go on, see hva.c. */
+	_Atomic uint32_t phase, users[2];
 	uint8_t *_Atomic tracked; /* a flag a page: writes are watched; NULL: none */
 	struct gmem_binding binding;
 	_Atomic uint32_t refs;
@@ -32,22 +43,53 @@ struct gmem_slots {
 	struct gmem_slot *slot[]; /* by gfn, none overlaps */
 };
 
-static inline struct gmem_slot *gmem_slots_find(const struct gmem_slots *slots, uint64_t gfn)
+/* The first slot that ends behind a guest frame, or how many there are. */
+static inline uint32_t gmem_slots_behind(const struct gmem_slots *slots, uint64_t gfn)
 {
 	uint32_t from = 0, to = slots ? slots->n : 0;
 
 	while (from < to) {
 		uint32_t mid = from + (to - from) / 2;
-		struct gmem_slot *s = slots->slot[mid];
 
-		if (gfn < s->gfn)
+		if (slots->slot[mid]->gfn + slots->slot[mid]->npages > gfn)
 			to = mid;
-		else if (gfn - s->gfn >= s->npages)
-			from = mid + 1;
 		else
-			return s;
+			from = mid + 1;
 	}
-	return NULL;
+	return from;
+}
+
+static inline struct gmem_slot *gmem_slots_find(const struct gmem_slots *slots, uint64_t gfn)
+{
+	uint32_t i = gmem_slots_behind(slots, gfn);
+
+	return slots && i < slots->n && slots->slot[i]->gfn <= gfn ? slots->slot[i] : NULL;
+}
+
+/* Also one whose file is closed. */
+static inline bool gmem_slot_has_file(const struct gmem_slot *s)
+{
+	return s->window;
+}
+
+/* One of the guest frames [gfn, gfn + npages) of the slot is the caller's to fill. In an epoch. */
+static inline bool gmem_slot_userfault(const struct gmem_slot *s, uint64_t gfn, uint64_t npages)
+{
+	const uint64_t *bitmap = atomic_load(&s->userfault);
+	uint64_t bit = gfn - s->gfn, end = bit + npages;
+
+	while (bitmap && bit < end) {
+		/* Pairs with the caller's store-release of a bit that is clear: the page is filled then. */
+		uint64_t word = __atomic_load_n(&bitmap[bit / 64], __ATOMIC_ACQUIRE) >> bit % 64;
+		uint64_t n = 64 - bit % 64;
+
+		if (end - bit < n)
+			word &= (1ull << (end - bit)) - 1;
+		if (word)
+			return true;
+		bit += n;
+	}
+	return false;
 }
 
 /* The user engine's frame number: the page of the file's window. */

@@ -76,14 +76,14 @@ struct gmem_procmap_query {
 	uint64_t size;
 	uint64_t query_flags;
 	uint64_t query_addr;
-	uint64_t vma_start, vma_end;	/* from here on: out */
+	uint64_t vma_start, vma_end; /* from here on: out */
 	uint64_t vma_flags;
 	uint64_t vma_page_size;
 	uint64_t vma_offset;
 	uint64_t inode;
 	uint32_t dev_major, dev_minor;
-	uint32_t vma_name_size;		/* in: 0, no name is asked for */
-	uint32_t build_id_size;		/* in: 0 */
+	uint32_t vma_name_size; /* in: 0, no name is asked for */
+	uint32_t build_id_size; /* in: 0 */
 	uint64_t vma_name_addr, build_id_addr;
 };
 #define GMEM_PROCMAP_QUERY _IOWR('f', 17, struct gmem_procmap_query)
@@ -167,7 +167,7 @@ struct gmem_procmap_query {
 struct gmem_uffdio_continue {
 	struct uffdio_range range;
 	uint64_t mode;
-	int64_t mapped;			/* out: bytes, or negative errno */
+	int64_t mapped; /* out: bytes, or negative errno */
 };
 #ifndef _UFFDIO_CONTINUE
 #define _UFFDIO_CONTINUE (0x07)
@@ -185,7 +185,7 @@ struct gmem_uffdio_continue {
 struct gmem_uffdio_poison {
 	struct uffdio_range range;
 	uint64_t mode;
-	int64_t updated;		/* out: bytes, or negative errno */
+	int64_t updated; /* out: bytes, or negative errno */
 };
 #ifndef _UFFDIO_POISON
 #define _UFFDIO_POISON (0x08)
@@ -202,7 +202,7 @@ struct gmem_uffdio_move {
 	uint64_t src;
 	uint64_t len;
 	uint64_t mode;
-	int64_t move;			/* out: bytes, or negative errno */
+	int64_t move; /* out: bytes, or negative errno */
 };
 #ifndef _UFFDIO_MOVE
 #define _UFFDIO_MOVE (0x05)
@@ -336,7 +336,7 @@ struct gmem_kvm_memory_attributes2 {
 	uint64_t size;
 	uint64_t attributes;
 	uint64_t flags;
-	uint64_t error_offset;		/* out */
+	uint64_t error_offset; /* out */
 	uint64_t reserved[11];
 };
 #ifndef KVM_SET_MEMORY_ATTRIBUTES2
@@ -344,8 +344,8 @@ struct gmem_kvm_memory_attributes2 {
 #endif
 
 struct gmem_kvm_pre_fault_memory {
-	uint64_t gpa;			/* in, out: what is left */
-	uint64_t size;			/* in, out */
+	uint64_t gpa; /* in, out: what is left */
+	uint64_t size; /* in, out */
 	uint64_t flags;
 	uint64_t padding[5];
 };

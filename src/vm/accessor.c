@@ -3,14 +3,17 @@
  * The accessor: a vCPU that executes no instructions and makes a guest's accesses.
  *
  * A page's bytes are copied in an epoch, between guest memory and a page of the accessor's own, so that neither a fault
- * on the caller's memory nor anything else keeps a zap waiting.
+ * on the caller's memory nor anything else keeps a zap waiting. Memory of the caller's that is in a slot is copied by
+ * system calls, outside every epoch.
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/err.h"
 #include "base/range.h"
+#include "sys/call.h"
 #include "vm/accessor.h"
 
 int gmem_accessor_create(struct gmem_cpu **ret)
@@ -76,42 +79,85 @@ static void copy(void *to, const void *from, size_t n)
 		memcpy(to, from, n);
 }
 
+static void make_exit(struct gmem_accessor *a, struct place p, const struct gmem_mmu_exit *exit,
+		      const struct gmem_exit *device)
+{
+	bool memory_fault = exit->memory_fault || exit->mmio;
+
+	if (device && (exit->no_slot || (exit->mmio && (device->flags & GMEM_EXIT_FLAG_WRITE))))
+		gmem_accessor_exit(a, device);
+	else if (memory_fault)
+		gmem_accessor_exit(a, &(struct gmem_exit){
+					      .reason = GMEM_EXIT_MEMORY_FAULT,
+					      .flags = (exit->private ? GMEM_EXIT_FLAG_PRIVATE : 0) |
+						       (exit->userfault ? GMEM_EXIT_FLAG_USERFAULT : 0),
+					      .gpa = gmem_page_round_down(p.gpa),
+					      .len = GMEM_PAGE_SIZE,
+				      });
+}
+
 /*
- * The byte at `p`, brought in and mapped if need be: from then on in an epoch. On failure the exit is made: `device` if
- * nothing is there and it is not NULL.
+ * The byte at `p`, brought in and mapped if need be: from then on in an epoch. Or GMEM_FAULT_HVA: see there. On failure
+ * the exit is made: `device` if nothing is there, or nothing that can be written to, and it is not NULL.
  */
-static int enter(struct gmem_accessor *a, struct place p, uint32_t access, const struct gmem_exit *device, char **ret)
+static int enter(struct gmem_accessor *a, struct place p, uint32_t access, const struct gmem_exit *device, char **ret,
+		 struct gmem_hva *hva)
 {
 	uint64_t gfn = p.gpa >> GMEM_PAGE_SHIFT;
 	char *page;
 
 	while (!(page = gmem_mmu_enter(&a->cpu.vcpu, gfn, access, p.want))) {
 		struct gmem_mmu_exit exit;
-		int err = gmem_mmu_fault(&a->cpu.vcpu, gfn, access, p.want, &exit);
+		int err = gmem_mmu_fault(&a->cpu.vcpu, gfn, access, p.want, &exit, hva);
 
 		if (!err)
 			continue;
-		if (exit.no_slot && device)
-			gmem_accessor_exit(a, device);
-		else if (exit.memory_fault)
-			gmem_accessor_exit(a, &(struct gmem_exit){
-						      .reason = GMEM_EXIT_MEMORY_FAULT,
-						      .flags = exit.private ? GMEM_EXIT_FLAG_PRIVATE : 0,
-						      .gpa = gmem_page_round_down(p.gpa),
-						      .len = GMEM_PAGE_SIZE,
-					      });
+		if (err != GMEM_FAULT_HVA)
+			make_exit(a, p, &exit, device);
 		return err;
 	}
 	*ret = page + in_page(p.gpa);
 	return 0;
 }
 
+/* The processor's own accesses would end in a signal where nothing is, or where it is bad. */
+static int hva_error(ssize_t n, char *page)
+{
+	if (n < 0 && n != -EFAULT)
+		return gmem_err_sys((int)n, "hva %p", (void *)page);
+	if (madvise(page, GMEM_PAGE_SIZE, MADV_POPULATE_READ) && errno == EHWPOISON)
+		return gmem_err(-EHWPOISON, "hva %p: its page is poisoned", (void *)page);
+	return gmem_err(-EFAULT, "hva %p: nothing there, or no right to it", (void *)page);
+}
+
+int gmem_accessor_hva(struct gmem_hva *hva, size_t at, void *bounce, size_t n, bool store)
+{
+	char *page = hva->page;
+	ssize_t done;
+
+	gmem_might_fault();
+	done = store ? gmem_sys_poke(page + at, bounce, n) : gmem_sys_peek(bounce, page + at, n);
+	gmem_hva_put(hva);
+	return done == (ssize_t)n ? 0 : hva_error(done, page);
+}
+
+static int hva_page(struct gmem_accessor *a, struct gmem_hva *hva, struct place p, void *bounce, size_t n, bool store)
+{
+	int err = gmem_accessor_hva(hva, in_page(p.gpa), bounce, n, store);
+
+	make_exit(a, p, &(struct gmem_mmu_exit){ .memory_fault = err == -EFAULT || err == -EHWPOISON }, NULL);
+	return err;
+}
+
 /* Between guest memory and the bounce page, within a page each. */
 static int load_page(struct gmem_accessor *a, struct place p, void *bounce, size_t n, const struct gmem_exit *device)
 {
+	struct gmem_hva hva;
 	char *guest;
-	int err = enter(a, p, GMEM_ACCESS_READ, device, &guest);
+	int err = enter(a, p, GMEM_ACCESS_READ, device, &guest, &hva);
 
+	if (err == GMEM_FAULT_HVA)
+		return hva_page(a, &hva, p, bounce, n, false);
 	if (!err) {
 		copy(bounce, guest, n);
 		gmem_mmu_leave(&a->cpu.vcpu);
@@ -119,12 +165,14 @@ static int load_page(struct gmem_accessor *a, struct place p, void *bounce, size
 	return err;
 }
 
-static int store_page(struct gmem_accessor *a, struct place p, const void *bounce, size_t n,
-		      const struct gmem_exit *device)
+static int store_page(struct gmem_accessor *a, struct place p, void *bounce, size_t n, const struct gmem_exit *device)
 {
+	struct gmem_hva hva;
 	char *guest;
-	int err = enter(a, p, GMEM_ACCESS_WRITE, device, &guest);
+	int err = enter(a, p, GMEM_ACCESS_WRITE, device, &guest, &hva);
 
+	if (err == GMEM_FAULT_HVA)
+		return hva_page(a, &hva, p, bounce, n, true);
 	if (!err) {
 		copy(guest, bounce, n);
 		gmem_mmu_leave(&a->cpu.vcpu);
@@ -297,6 +345,7 @@ static int access_cmpxchg(struct gmem_accessor *a, struct place p, struct operan
 		    gmem_exit_mmio(&write, p.gpa, p.want, len, GMEM_EXIT_FLAG_WRITE);
 	bool was_read = mmio && gmem_accessor_answered(a, &read, true), exchanged;
 	bool was_written = mmio && gmem_accessor_answered(a, &write, true);
+	struct gmem_hva hva;
 	char *guest;
 	int err;
 
@@ -314,7 +363,14 @@ static int access_cmpxchg(struct gmem_accessor *a, struct place p, struct operan
 	}
 	if (mmio)
 		memcpy(write.data, o->desired, len);
-	err = enter(a, p, GMEM_ACCESS_WRITE, !mmio ? NULL : was_read ? &write : &read, &guest);
+	err = enter(a, p, GMEM_ACCESS_WRITE, !mmio ? NULL : was_read ? &write : &read, &guest, &hva);
+	if (err == GMEM_FAULT_HVA) {
+		gmem_hva_put(&hva);
+		return gmem_err(-EOPNOTSUPP,
+				"gmem_vcpu_cmpxchg: gpa 0x%llx: memory of the caller's, which is reached by "
+				"system calls: none of them exchanges",
+				(unsigned long long)p.gpa);
+	}
 	if (err) {
 		a->exchange = true;
 		return gmem_err_prefix(err, "gmem_vcpu_cmpxchg");

@@ -24,6 +24,12 @@ struct gmem_accessor {
 /* NULL, with text: it is none. */
 struct gmem_accessor *gmem_accessor_of(struct gmem_vcpu *vcpu, const char *who);
 
+/*
+ * `n` bytes from `at` on of a page of the caller's memory, and what is at `bounce`. Gives the page back. -EFAULT,
+ * -EHWPOISON, -ENOMEM.
+ */
+int gmem_accessor_hva(struct gmem_hva *hva, size_t at, void *bounce, size_t n, bool store);
+
 /* ---- exit.c */
 
 /* The exit of an access to a device. False: none is made of such an access. `gpa` is without its side. */

@@ -28,11 +28,24 @@ static int fault_exit(struct kvm_vcpu *v, int err, uint64_t gpa, const struct gm
 	return gmem_err_prefix(err, "gmem_vcpu_run");
 }
 
+/* Lets a guest have the page, if it may. Memory of the caller's KVM reaches by itself. */
+static int look(struct kvm_vcpu *v, uint64_t gpa, struct gmem_mmu_exit *exit)
+{
+	struct gmem_hva hva;
+	int err =
+		gmem_mmu_fault(&v->cpu.vcpu, gpa >> GMEM_PAGE_SHIFT, GMEM_ACCESS_READ, want_of(v->cpu.vm), exit, &hva);
+
+	if (err != GMEM_FAULT_HVA)
+		return err;
+	gmem_hva_put(&hva);
+	return 0;
+}
+
 /* The guest needs the page. 0: it may try again. */
 static int resolve(struct kvm_vcpu *v, uint64_t gpa)
 {
 	struct gmem_mmu_exit exit;
-	int err = gmem_mmu_fault(&v->cpu.vcpu, gpa >> GMEM_PAGE_SHIFT, GMEM_ACCESS_READ, want_of(v->cpu.vm), &exit);
+	int err = look(v, gpa, &exit);
 
 	return err ? fault_exit(v, err, gpa, &exit) : 0;
 }
@@ -76,11 +89,10 @@ int gmem_kvm_vcpu_answer(struct gmem_cpu *cpu, uint64_t value)
 /* The guest will make its access again. If it may by now, that need not be another exit; if not, it meets the page. */
 static int resolve_again(struct kvm_vcpu *v)
 {
-	uint64_t gfn = v->came_out_gpa >> GMEM_PAGE_SHIFT;
 	struct gmem_mmu_exit unused;
 
 	v->came_out = false;
-	if (gmem_mmu_fault(&v->cpu.vcpu, gfn, GMEM_ACCESS_READ, want_of(v->cpu.vm), &unused) != -EINTR)
+	if (look(v, v->came_out_gpa, &unused) != -EINTR)
 		return 0;
 	return gmem_err(-EINTR, "gmem_vcpu_run: cancelled");
 }
@@ -112,8 +124,7 @@ static int finish_mmio(struct kvm_vcpu *v)
 	}
 	if (!err) {
 		/* The next one need not come out. If this cannot be had, it does. */
-		(void)gmem_mmu_fault(&v->cpu.vcpu, gpa >> GMEM_PAGE_SHIFT, GMEM_ACCESS_READ, want_of(v->cpu.vm),
-				     &unused);
+		(void)look(v, gpa, &unused);
 		return 0;
 	}
 	(void)gmem_vcpu_exit(v->hand, &v->cpu.exit);

@@ -129,7 +129,9 @@ int gmem_kvm_slot_add(struct gmem_vm *vm, struct gmem_slot *slot)
 
 	if (vm->kvm < 0)
 		return 0;
-	if (!slot->gate) {
+	if (!gmem_slot_has_file(slot)) {
+		err = gmem_kvm_plain_slot_set(vm->kvm, slot->id, atomic_load(&slot->flags), gpa, len, slot->hva);
+	} else if (!slot->gate) {
 		/* KVM's own accesses, as of an instruction that it emulates, go through the address. */
 		err = gmem_kvm_slot_set(vm->kvm, slot->id, gpa, len, slot->window, atomic_load(&slot->file)->fd,
 					slot->off);

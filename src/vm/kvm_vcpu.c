@@ -13,7 +13,7 @@
 
 static enum gmem_map_result let_pass(struct gmem_vcpu *vcpu, const struct gmem_mapping *m)
 {
-	int err = m->gate ? gmem_gate_pass(m->gate, m->off) : -EEXIST;
+	int err = m->gate ? gmem_gate_pass(m->gate, m->off, m->alone) : -EEXIST;
 
 	if (!err) {
 		((struct kvm_vcpu *)vcpu)->passed++;

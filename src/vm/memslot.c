@@ -2,8 +2,8 @@
 /*
  * Setting and deleting memslots, and what happens when a slot's file is closed first.
  *
- * Under slots_lock a new table of slots is made and published. The old one, and a slot that is in the new one no more,
- * go when no epoch can see them. Whoever found the slot before maps nothing after, because of the invalidation.
+ * Under slots_lock a table of slots is published. What is in it no more goes when no epoch can see it. Whoever found the
+ * slot before maps nothing after, because of the invalidation; whoever is at the caller's memory is waited for.
  */
 #include <errno.h>
 #include <stddef.h>
@@ -17,6 +17,8 @@
 #include "vm/vm.h"
 
 #define MAX_SLOTS 32764u /* KVM's own limit on x86: KVM_CAP_NR_MEMSLOTS */
+#define MAX_PAGES ((1ull << 31) - 1) /* KVM's too: KVM_MEM_MAX_NR_PAGES */
+#define HVA_END (1ull << 56) /* no machine's programs have addresses beyond */
 #define BOTH (GMEM_SIDE_SHARED | GMEM_SIDE_PRIVATE)
 
 static void put_slot(struct gmem_slot *slot)
@@ -82,62 +84,13 @@ static const struct gmem_binding_ops binding_ops = {
 	.close = close_file,
 };
 
-/* ---- the table */
-
-/* No table is a table of none, so that the last slot can go without memory. */
-static uint32_t count(const struct gmem_slots *t)
-{
-	return t ? t->n : 0;
-}
-
-static struct gmem_slots *new_table(uint32_t n)
-{
-	struct gmem_slots *t = calloc(1, sizeof(*t) + n * sizeof(t->slot[0]));
-
-	if (t)
-		t->n = n;
-	return t;
-}
-
-/* slots_lock held. */
-static void publish(struct gmem_vm *vm, struct gmem_slots *new)
-{
-	free(gmem_mmu_publish_slots(&vm->mmu, new));
-}
-
-static int insert(struct gmem_vm *vm, struct gmem_slot *slot)
-{
-	const struct gmem_slots *old = gmem_mmu_slots(&vm->mmu);
-	struct gmem_slots *new = new_table(count(old) + 1);
-	uint32_t i = 0;
-
-	if (!new)
-		return gmem_err_sys(-ENOMEM, "gmem_vm_set_slot");
-	for (; i < count(old) && old->slot[i]->gfn < slot->gfn; i++)
-		new->slot[i] = old->slot[i];
-	new->slot[i] = slot;
-	for (; i < count(old); i++)
-		new->slot[i + 1] = old->slot[i];
-	publish(vm, new);
-	return 0;
-}
-
-static struct gmem_slot *find_id(struct gmem_vm *vm, uint32_t id)
-{
-	const struct gmem_slots *slots = gmem_mmu_slots(&vm->mmu);
-
-	for (uint32_t i = 0; i < count(slots); i++)
-		if (slots->slot[i]->id == id)
-			return slots->slot[i];
-	return NULL;
-}
+/* ---- deleting */
 
 /* Nobody finds the slot any more. Its pages stay in the file. slots_lock held. */
 static void forget(struct gmem_vm *vm, struct gmem_slot *slot)
 {
 	struct gmem_file *file = atomic_load(&slot->file);
 
-	gmem_kvm_slot_remove(vm, slot);
 	gmem_mmu_zap(&vm->mmu, slot->gfn, slot->npages, BOTH);
 	/* Bound, so its owner cannot have gone past closing it, which needs slots_lock. */
 	if (file) {
@@ -145,6 +98,7 @@ static void forget(struct gmem_vm *vm, struct gmem_slot *slot)
 		(void)gmem_file_unbind(&slot->binding);
 		gmem_file_put(file);
 	}
+	gmem_hva_drain(&vm->mmu, slot);
 	gmem_gate_close(slot->gate);
 	slot->gate = NULL;
 	put_slot(slot);
@@ -153,20 +107,15 @@ static void forget(struct gmem_vm *vm, struct gmem_slot *slot)
 /* slots_lock held. */
 static int delete (struct gmem_vm *vm, uint32_t id)
 {
-	const struct gmem_slots *old = gmem_mmu_slots(&vm->mmu);
-	struct gmem_slot *slot = find_id(vm, id);
-	struct gmem_slots *new;
-	uint32_t n = 0;
+	struct gmem_slot *slot = gmem_vm_slot_by_id(vm, id);
+	int err;
 
 	if (!slot)
 		return gmem_err(-EINVAL, "gmem_vm_set_slot: slot %u: there is none to delete", id);
-	new = new_table(old->n - 1);
-	if (!new)
-		return gmem_err_sys(-ENOMEM, "gmem_vm_set_slot");
-	for (uint32_t i = 0; i < old->n; i++)
-		if (old->slot[i] != slot)
-			new->slot[n++] = old->slot[i];
-	publish(vm, new);
+	err = gmem_vm_swap_slot(vm, slot, NULL);
+	if (err)
+		return err;
+	gmem_kvm_slot_remove(vm, slot);
 	forget(vm, slot);
 	return 0;
 }
@@ -176,9 +125,11 @@ void gmem_vm_delete_slots(struct gmem_vm *vm)
 	struct gmem_slots *all;
 
 	gmem_vm_lock_slots(vm);
-	all = gmem_mmu_publish_slots(&vm->mmu, NULL);
-	for (uint32_t i = 0; i < count(all); i++)
+	all = gmem_vm_take_slots(vm);
+	for (uint32_t i = 0; all && i < all->n; i++) {
+		gmem_kvm_slot_remove(vm, all->slot[i]);
 		forget(vm, all->slot[i]);
+	}
 	free(all);
 	gmem_vm_unlock_slots(vm);
 }
@@ -191,55 +142,98 @@ static int invalid(const struct gmem_memslot *s, const char *why)
 			(unsigned long long)s->gpa, (unsigned long long)s->len, why);
 }
 
-/* What KVM looks at first, also of a slot that is to be deleted. */
+/* KVM looks at flags before anything else, also of a slot that is to be deleted. */
+static int check_flags(const struct gmem_vm *vm, const struct gmem_memslot *s)
+{
+	/* A write to a read-only slot is emulated, for which the host would have to see the guest's registers. */
+	bool can_emulate = vm->type == GMEM_VM_DEFAULT || vm->type == GMEM_VM_SW_PROTECTED;
+
+	if (s->flags & ~(GMEM_SLOT_LOG_DIRTY | GMEM_SLOT_READONLY | GMEM_SLOT_USERFAULT))
+		return invalid(s, "flags: unknown");
+	if (s->file && (s->flags & (GMEM_SLOT_LOG_DIRTY | GMEM_SLOT_READONLY)))
+		return invalid(s, "a slot with a file is neither read-only nor logged");
+	if (!can_emulate && (s->flags & GMEM_SLOT_READONLY))
+		return invalid(s, "a confidential machine has no read-only slots");
+	if ((s->flags & GMEM_SLOT_USERFAULT) && (!s->userfault_bitmap || (uintptr_t)s->userfault_bitmap % 8))
+		return invalid(s, "userfault_bitmap is NULL or not aligned");
+	return 0;
+}
+
+/* What KVM looks at next, whatever is to become of the slot. */
 static int check(const struct gmem_memslot *s)
 {
-	if (!gmem_page_aligned(s->gpa) || !gmem_page_aligned(s->len) || !gmem_page_aligned(s->off))
-		return invalid(s, "gpa, len or off is not page-aligned");
-	if (s->gpa + s->len < s->gpa || s->off + s->len < s->off)
+	uint64_t hva = (uintptr_t)s->hva;
+
+	if (!gmem_page_aligned(s->gpa) || !gmem_page_aligned(s->len) || !gmem_page_aligned(hva) ||
+	    (s->file && !gmem_page_aligned(s->off)))
+		return invalid(s, "gpa, len, hva or off is not page-aligned");
+	if (s->gpa + s->len < s->gpa || (s->file && s->off + s->len < s->off))
 		return invalid(s, "gpa or off wraps around");
+	if (hva > HVA_END || s->len > HVA_END - hva)
+		return invalid(s, "hva is no address of a program");
+	if (s->len >> GMEM_PAGE_SHIFT > MAX_PAGES)
+		return invalid(s, "larger than a slot can be");
 	if (!s->len)
 		return 0;
-	if (!s->file)
-		return invalid(s, "no file");
-	if (!gmem_file_ours(s->file))
+	if (!s->file && !s->hva)
+		return invalid(s, "neither a file nor hva");
+	if (s->file && !gmem_file_ours(s->file))
 		return gmem_err(-EIO, "gmem_vm_set_slot: the file is a copy that came with fork(2)");
 	return 0;
 }
 
 /* slots_lock held. */
-static int check_against_others(struct gmem_vm *vm, const struct gmem_memslot *s)
+static int check_overlap(struct gmem_vm *vm, const struct gmem_memslot *s, const struct gmem_slot *but)
 {
-	const struct gmem_slots *slots = gmem_mmu_slots(&vm->mmu);
+	const struct gmem_slot *other =
+		gmem_vm_slot_overlapping(vm, s->gpa >> GMEM_PAGE_SHIFT, s->len >> GMEM_PAGE_SHIFT, but);
 
-	if (find_id(vm, s->slot))
-		return invalid(s, "a slot with a file cannot be changed, only deleted");
-	if (count(slots) == MAX_SLOTS)
-		return gmem_err(-ENOSPC, "gmem_vm_set_slot: %u slots are the most", MAX_SLOTS);
-	for (uint32_t i = 0; i < count(slots); i++) {
-		const struct gmem_slot *o = slots->slot[i];
-
-		if (gmem_range_overlaps(s->gpa >> GMEM_PAGE_SHIFT, s->len >> GMEM_PAGE_SHIFT, o->gfn, o->npages))
-			return gmem_err(-EEXIST, "gmem_vm_set_slot: gpa 0x%llx, len 0x%llx: overlaps slot %u",
-					(unsigned long long)s->gpa, (unsigned long long)s->len, o->id);
-	}
-	/* After the other slots, as in KVM. */
-	if ((s->gpa + s->len) >> GMEM_PAGE_SHIFT > vm->gfn_end)
-		return invalid(s, "beyond what the guest can address");
-	if (!gmem_range_inside(s->off, s->len, s->file->len))
-		return invalid(s, "past the end of the file");
-	return 0;
+	if (!other)
+		return 0;
+	return gmem_err(-EEXIST, "gmem_vm_set_slot: gpa 0x%llx, len 0x%llx: overlaps slot %u",
+			(unsigned long long)s->gpa, (unsigned long long)s->len, other->id);
 }
 
-/* slots_lock held. */
-static int create(struct gmem_vm *vm, const struct gmem_memslot *s)
+/* After all else, as in KVM. */
+static int check_addressable(const struct gmem_vm *vm, const struct gmem_memslot *s)
 {
-	struct gmem_slot *slot;
-	char *window;
-	int err = check_against_others(vm, s);
+	return (s->gpa + s->len) >> GMEM_PAGE_SHIFT > vm->gfn_end ? invalid(s, "beyond what the guest can address") : 0;
+}
 
-	if (err)
-		return err;
+static const uint64_t *bitmap_of(const struct gmem_memslot *s)
+{
+	return s->flags & GMEM_SLOT_USERFAULT ? s->userfault_bitmap : NULL;
+}
+
+/* No slot yet: nobody finds it, and it is not bound. */
+static struct gmem_slot *new_slot(struct gmem_vm *vm, const struct gmem_memslot *s)
+{
+	struct gmem_slot *slot = calloc(1, sizeof(*slot));
+
+	if (!slot)
+		return NULL;
+	*slot = (struct gmem_slot){
+		.id = s->slot,
+		.flags = s->flags,
+		.gfn = s->gpa >> GMEM_PAGE_SHIFT,
+		.npages = s->len >> GMEM_PAGE_SHIFT,
+		.hva = s->hva,
+		.userfault = bitmap_of(s),
+		.refs = 1,
+		.vm = vm,
+	};
+	gmem_vm_get(vm);
+	return slot;
+}
+
+/* ---- a new one */
+
+static int check_file(const struct gmem_memslot *s)
+{
+	int err;
+
+	if (!gmem_range_inside(s->off, s->len, s->file->len))
+		return invalid(s, "past the end of the file");
 	if (s->file->engine == GMEM_ENGINE_KERNEL && (s->file->flags & GMEM_FILE_NO_MMAP))
 		return gmem_err(-EOPNOTSUPP, "gmem_vm_set_slot: slot %u: a guest_memfd that is not mapped", s->slot);
 	err = gmem_state_claim(&s->file->state, GMEM_USE_GUEST);
@@ -248,29 +242,47 @@ static int create(struct gmem_vm *vm, const struct gmem_memslot *s)
 				"gmem_vm_set_slot: slot %u: the file is open in another object too, or behind a "
 				"keeper: what is absent of it could not be told from zero",
 				s->slot);
-	window = gmem_file_window(s->file);
-	slot = window ? calloc(1, sizeof(*slot)) : NULL;
+	return 0;
+}
+
+static int bind_file(struct gmem_vm *vm, struct gmem_slot *slot, const struct gmem_memslot *s)
+{
+	char *window = gmem_file_window(s->file);
+	int err;
+
+	if (!window)
+		return gmem_err_sys(-ENOMEM, "gmem_vm_set_slot");
+	slot->off = s->off;
+	slot->window = window + s->off;
+	slot->binding = (struct gmem_binding){ .off = s->off, .len = s->len, .ops = &binding_ops };
+	atomic_store(&slot->file, s->file);
+	err = gmem_kvm_slot_open(vm, slot);
+	if (!err)
+		err = gmem_file_bind(s->file, &slot->binding);
+	return err ? gmem_err_prefix(err, "gmem_vm_set_slot: slot %u", s->slot) : 0;
+}
+
+/* slots_lock held. */
+static int create(struct gmem_vm *vm, const struct gmem_memslot *s)
+{
+	struct gmem_slot *slot;
+	int err = check_overlap(vm, s, NULL);
+
+	if (!err && s->file)
+		err = check_file(s);
+	if (err)
+		return err;
+	slot = new_slot(vm, s);
 	if (!slot)
 		return gmem_err_sys(-ENOMEM, "gmem_vm_set_slot");
-	*slot = (struct gmem_slot){
-		.id = s->slot,
-		.gfn = s->gpa >> GMEM_PAGE_SHIFT,
-		.npages = s->len >> GMEM_PAGE_SHIFT,
-		.off = s->off,
-		.file = s->file,
-		.window = window + s->off,
-		.binding = { .off = s->off, .len = s->len, .ops = &binding_ops },
-		.refs = 1,
-		.vm = vm,
-	};
-	gmem_vm_get(vm);
-	err = gmem_kvm_slot_open(vm, slot);
-	if (err)
-		goto out_put;
-	err = gmem_file_bind(s->file, &slot->binding);
-	if (err)
-		goto out_close;
-	err = insert(vm, slot);
+	if (s->file) {
+		err = bind_file(vm, slot, s);
+		if (err)
+			goto out_close;
+	}
+	err = check_addressable(vm, s);
+	if (!err)
+		err = gmem_vm_swap_slot(vm, NULL, slot);
 	if (err)
 		goto out_unbind;
 	err = gmem_kvm_slot_add(vm, slot);
@@ -282,35 +294,111 @@ static int create(struct gmem_vm *vm, const struct gmem_memslot *s)
 	return err;
 
 out_unbind:
-	(void)gmem_file_unbind(&slot->binding);
+	if (s->file)
+		(void)gmem_file_unbind(&slot->binding);
 out_close:
 	gmem_gate_close(slot->gate);
-out_put:
-	gmem_err_prefix(err, "gmem_vm_set_slot: slot %u", s->slot);
 	put_slot(slot);
 	return err;
 }
 
+/* ---- one that is there */
+
+/* Its number and memory at other addresses. slots_lock held. */
+static int move(struct gmem_vm *vm, struct gmem_slot *old, const struct gmem_memslot *s)
+{
+	struct gmem_slot *new;
+	int err = check_overlap(vm, s, old);
+
+	if (!err)
+		err = check_addressable(vm, s);
+	if (err)
+		return err;
+	new = new_slot(vm, s);
+	if (!new)
+		return gmem_err_sys(-ENOMEM, "gmem_vm_set_slot");
+	/* To KVM it is one change, of the slot of that number. */
+	err = gmem_kvm_slot_add(vm, new);
+	if (!err)
+		err = gmem_vm_swap_slot(vm, old, new);
+	if (err) {
+		put_slot(new);
+		return err;
+	}
+	forget(vm, old);
+	return 0;
+}
+
+/* What faults found out before this maps nothing after it, and nobody looks at the old bitmap. slots_lock held. */
+static int set_flags(struct gmem_vm *vm, struct gmem_slot *slot, const struct gmem_memslot *s)
+{
+	const uint64_t *bitmap = bitmap_of(s);
+	uint32_t old = atomic_exchange(&slot->flags, s->flags);
+	int err = old == s->flags ? 0 : gmem_kvm_slot_add(vm, slot);
+
+	if (err) {
+		atomic_store(&slot->flags, old);
+		return err;
+	}
+	if (atomic_exchange(&slot->userfault, bitmap) == bitmap)
+		return 0;
+	if (bitmap && gmem_slot_has_file(slot))
+		gmem_mmu_zap(&vm->mmu, slot->gfn, slot->npages, BOTH);
+	gmem_mmu_wait_readers(&vm->mmu);
+	if (bitmap)
+		gmem_hva_drain(&vm->mmu, slot);
+	return 0;
+}
+
+/* slots_lock held. */
+static int modify(struct gmem_vm *vm, struct gmem_slot *slot, const struct gmem_memslot *s)
+{
+	bool moved = s->gpa >> GMEM_PAGE_SHIFT != slot->gfn;
+	uint32_t flags = atomic_load(&slot->flags);
+
+	if (s->len >> GMEM_PAGE_SHIFT != slot->npages || s->hva != slot->hva)
+		return invalid(s, "the slot is there: len and hva cannot be changed, only the slot be deleted");
+	if (gmem_slot_has_file(slot)) {
+		if (moved || !s->file || s->file != atomic_load(&slot->file) || s->off != slot->off ||
+		    !((flags | s->flags) & GMEM_SLOT_USERFAULT))
+			return invalid(s, "a slot with a file cannot be changed, only deleted");
+	} else if (s->file || ((flags ^ s->flags) & GMEM_SLOT_READONLY)) {
+		return invalid(s, "the slot is there: file and GMEM_SLOT_READONLY cannot be changed");
+	}
+	if (moved)
+		return move(vm, slot, s);
+	return set_flags(vm, slot, s);
+}
+
 int gmem_vm_set_slot(struct gmem_vm *vm, const struct gmem_memslot *memslot)
 {
+	struct gmem_slot *slot;
 	int err;
 
 	if (!gmem_opts_valid(memslot, memslot->size, sizeof(*memslot)))
 		return gmem_err(-EINVAL, "gmem_vm_set_slot: size %zu: expected %zu", memslot->size, sizeof(*memslot));
 	if (memslot->slot >= MAX_SLOTS)
 		return invalid(memslot, "no such slot number");
-	if (memslot->flags)
-		return invalid(memslot, "flags: none is defined");
+	err = check_flags(vm, memslot);
+	if (err)
+		return err;
 	if (vm->pid != getpid())
 		return gmem_err(-EIO, "gmem_vm_set_slot: this VM is a copy that came with fork(2)");
 	err = check(memslot);
 	if (err)
 		return err;
+	if (vm->kvm >= 0 && memslot->len && ((memslot->flags & GMEM_SLOT_USERFAULT) || (memslot->file && memslot->hva)))
+		return gmem_err(-EOPNOTSUPP,
+				"gmem_vm_set_slot: slot %u: no KVM has bitmaps, or two memories of one slot",
+				memslot->slot);
 	gmem_vm_lock_slots(vm);
+	slot = gmem_vm_slot_by_id(vm, memslot->slot);
 	if (gmem_mmu_dead(&vm->mmu))
 		err = gmem_err(-EIO, "gmem_vm_set_slot: this VM is dead");
+	else if (!memslot->len)
+		err = delete (vm, memslot->slot);
 	else
-		err = memslot->len ? create(vm, memslot) : delete (vm, memslot->slot);
+		err = slot ? modify(vm, slot, memslot) : create(vm, memslot);
 	gmem_vm_unlock_slots(vm);
 	return err;
 }

@@ -74,6 +74,15 @@ int gmem_vcpu_exit(const struct gmem_vcpu *vcpu, struct gmem_exit *ret)
 	return 0;
 }
 
+static int pre_fault_page(struct gmem_vcpu *vcpu, uint64_t gfn, enum gmem_want want)
+{
+	struct gmem_hva hva;
+	char byte;
+	int err = gmem_mmu_pre_fault(vcpu, gfn, want, &hva);
+
+	return err == GMEM_FAULT_HVA ? gmem_accessor_hva(&hva, 0, &byte, 1, false) : err;
+}
+
 int gmem_vcpu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t len, uint64_t *ret_done)
 {
 	const struct gmem_vm *vm = gmem_cpu_of(vcpu)->vm;
@@ -95,7 +104,7 @@ int gmem_vcpu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t len, uint
 	if (err)
 		return err;
 	for (; done < len; done += GMEM_PAGE_SIZE) {
-		err = gmem_mmu_pre_fault(vcpu, (gpa + done) >> GMEM_PAGE_SHIFT, want);
+		err = pre_fault_page(vcpu, (gpa + done) >> GMEM_PAGE_SHIFT, want);
 		if (err)
 			break;
 	}

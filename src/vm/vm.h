@@ -18,6 +18,14 @@
 #include "gmem.h"
 #include "mmu/mmu.h"
 
+/* What the MMU's table of slots is kept with, see slots.c. Guarded by slots_lock. */
+struct gmem_slot_store {
+	struct gmem_slots *spare; /* as the MMU's */
+	uint32_t room; /* of either */
+	struct gmem_slot **by_id;
+	uint32_t ids;
+};
+
 struct gmem_vm {
 	enum gmem_vm_type type;
 	uint64_t alias_bit; /* of a guest-physical address: says which side is meant; 0: none */
@@ -26,6 +34,7 @@ struct gmem_vm {
 	pid_t pid; /* of the process that made it: a forked copy has neither the windows nor the other threads */
 	pthread_mutex_t slots_lock;
 	struct gmem_mmu mmu;
+	struct gmem_slot_store slots;
 	_Atomic uint32_t refs;
 	int kvm; /* KVM's VM, whose slots are these; -1: none */
 	pthread_mutex_t vcpus_lock; /* a leaf; guards the list */
@@ -48,6 +57,17 @@ static inline struct gmem_slot *gmem_vm_slot(struct gmem_vm *vm, uint64_t gfn)
 {
 	return gmem_slots_find(gmem_mmu_slots(&vm->mmu), gfn);
 }
+
+/* ---- slots.c: slots_lock held */
+
+struct gmem_slot *gmem_vm_slot_by_id(const struct gmem_vm *vm, uint32_t id); /* NULL: none */
+/* A slot that has one of the guest frames, but not this one. NULL: none. */
+struct gmem_slot *gmem_vm_slot_overlapping(struct gmem_vm *vm, uint64_t gfn, uint64_t npages,
+					   const struct gmem_slot *but);
+/* `new`, if it is not NULL, instead of `old`, if that is not. Nobody finds `old` then. -ENOMEM with text, if no `old`. */
+int gmem_vm_swap_slot(struct gmem_vm *vm, struct gmem_slot *old, struct gmem_slot *new);
+/* The table as it was, whose caller frees it; nobody finds a slot of it any more. */
+struct gmem_slots *gmem_vm_take_slots(struct gmem_vm *vm);
 
 /* ---- vcpu.c: what vCPUs of all kinds have */
 
