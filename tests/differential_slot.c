@@ -11,7 +11,7 @@
 #include "sys/uapi.h"
 #include "tap.h"
 
-#define NO_HVA 0x10000000000ull /* no memory is there, and none has to be */
+#define NO_HVA 0x10000000000ull /* no memory is there, and none has to be: accesses end in an exit */
 
 static struct gmem_memslot slot_of(const struct side *s, const struct args *a)
 {
@@ -29,6 +29,11 @@ static struct gmem_memslot slot_of(const struct side *s, const struct args *a)
 		.off = a->off,
 	};
 
+	/* Plain memory: it can be moved, and its flags changed. */
+	if ((a->kind >> 24) % 4 == 0) {
+		slot.file = NULL;
+		slot.hva = (void *)NO_HVA;
+	}
 	if (a->n % 8 == 0)
 		slot.gpa = ((a->n >> 8) % NSLOTS << GPA_SHIFT_OF_SLOT) + a->at % 16 * P;
 	if (a->n % 16 == 1)
@@ -39,14 +44,16 @@ static struct gmem_memslot slot_of(const struct side *s, const struct args *a)
 /* KVM_MEM_GUEST_MEMFD itself is not among the flags. */
 static int set_kvm_slot(const struct side *s, const struct gmem_memslot *slot)
 {
+	bool file = slot->file;
+
 	struct gmem_kvm_userspace_memory_region2 region = {
 		.slot = slot->slot,
-		.flags = slot->flags | KVM_MEM_GUEST_MEMFD,
+		.flags = slot->flags | (file ? KVM_MEM_GUEST_MEMFD : 0),
 		.guest_phys_addr = slot->gpa,
 		.memory_size = slot->len,
 		.userspace_addr = NO_HVA,
 		.guest_memfd_offset = slot->off,
-		.guest_memfd = s->file ? (uint32_t)gmem_file_fd(s->file) : 0,
+		.guest_memfd = file ? (uint32_t)gmem_file_fd(s->file) : 0,
 	};
 
 	return gmem_sys_ioctl(s->vm, KVM_SET_USER_MEMORY_REGION2, &region);
@@ -57,7 +64,7 @@ static bool can_bind(const struct world *w, const struct args *a)
 	struct gmem_memslot slot = slot_of(&w->side[KERNEL], a);
 
 	return w->slots && !(slot.flags & KVM_MEM_GUEST_MEMFD) &&
-	       ((w->side[KERNEL].file && w->side[USER].file) || !slot.len);
+	       ((w->side[KERNEL].file && w->side[USER].file) || slot.hva || !slot.len);
 }
 
 static void run_bind(struct world *w, struct side *s, const struct args *a, struct answer *r)
@@ -71,8 +78,10 @@ static void run_bind(struct world *w, struct side *s, const struct args *a, stru
 static enum difference excuse_bind(const struct world *w, const struct args *a, const struct answer *k,
 				   const struct answer *u, unsigned int *heal)
 {
-	(void)w, (void)a, (void)heal;
-	return k->ret == -EINVAL && u->ret == -EEXIST && slot_of(&w->side[USER], a).len ? DIFF_BOUND_TWICE : SAME;
+	struct gmem_memslot slot = slot_of(&w->side[USER], a);
+
+	(void)heal;
+	return k->ret == -EINVAL && u->ret == -EEXIST && slot.len && slot.file ? DIFF_BOUND_TWICE : SAME;
 }
 
 /* ---- accessors */
@@ -81,7 +90,7 @@ static bool accessors(const struct world *w, const struct args *a)
 {
 	struct gmem_memslot slot = slot_of(&w->side[KERNEL], a);
 
-	return !w->slots && ((w->side[KERNEL].file && w->side[USER].file) || !slot.len);
+	return !w->slots && ((w->side[KERNEL].file && w->side[USER].file) || slot.hva || !slot.len);
 }
 
 static void run_slot(struct world *w, struct side *s, const struct args *a, struct answer *r)
@@ -95,11 +104,17 @@ static void run_slot(struct world *w, struct side *s, const struct args *a, stru
 static enum difference excuse_slot(const struct world *w, const struct args *a, const struct answer *k,
 				   const struct answer *u, unsigned int *heal)
 {
-	struct gmem_memslot slot = { .size = sizeof(slot), .slot = a->which % NSLOTS };
+	struct gmem_memslot slot = slot_of(&w->side[USER], a);
+	/* What the guest can address is looked at after the file, as in KVM. */
+	bool high = slot.gpa >> 48 && u->ret == -EINVAL;
 
 	(void)heal;
-	if (k->ret != -EOPNOTSUPP || (!diff_private(w) && !diff_unmapped(w)) || (u->ret && u->ret != -EEXIST))
+	if (k->ret != -EOPNOTSUPP || (!diff_private(w) && !diff_unmapped(w)) || (u->ret && u->ret != -EEXIST && !high))
 		return SAME;
+	slot.len = 0;
+	slot.gpa = 0;
+	slot.off = 0;
+	slot.flags = 0;
 	if (!u->ret)
 		CHECK_OK(gmem_vm_set_slot(w->side[USER].gvm, &slot));
 	return DIFF_OUT_OF_REACH;
