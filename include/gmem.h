@@ -529,7 +529,7 @@ int gmem_vm_stats(struct gmem_vm *vm, struct gmem_vm_stats *stats);
 void gmem_vm_cancel(struct gmem_vm *vm);
 
 #define GMEM_SLOT_LOG_DIRTY (1u << 0) /* KVM_MEM_LOG_DIRTY_PAGES; without a file only */
-#define GMEM_SLOT_READONLY (1u << 1) /* KVM_MEM_READONLY: a store exits; without a file, in a DEFAULT or SW_PROTECTED VM */
+#define GMEM_SLOT_READONLY (1u << 1) /* KVM_MEM_READONLY: a store exits; without a file, not in SNP and TDX */
 #define GMEM_SLOT_USERFAULT (1u << 3) /* KVM_MEM_USERFAULT of the KVM userfault series: see userfault_bitmap */
 
 /*
@@ -544,15 +544,16 @@ struct gmem_memslot {
 	struct gmem_file *file; /* borrowed; may be freed before the slot is deleted; NULL: none */
 	uint64_t off; /* of `gpa` in the file; not looked at without one */
 	/*
-	 * The address of `gpa` in this process, page-aligned; NULL: none. Borrowed. It need not be mapped now or ever: it is
-	 * reached by system calls, and where nothing is the access exits. It may be lazily served.
+	 * The address of `gpa` in this process, page-aligned; NULL: none. Borrowed. It need not be mapped now or ever:
+	 * it is reached by system calls, and where nothing is the access exits. It may be lazily served.
 	 */
 	void *hva;
 	/*
-	 * With GMEM_SLOT_USERFAULT: a bit for each guest frame of the slot, in words of 64, bit 0 of word 0 the first. An
-	 * access to a page whose bit is set exits. Borrowed until a call that deletes the slot, or sets it without the flag
-	 * or with another bitmap, has returned. Whole words of plain memory, 8-byte aligned, always in place. Clear a bit
-	 * with a store-release, when the page is filled; before bits are set again, set the slot without the flag.
+	 * With GMEM_SLOT_USERFAULT: a bit for each guest frame of the slot, in words of 64, bit 0 of word 0 the first.
+	 * An access to a page whose bit is set exits. Borrowed until a call that deletes the slot, or sets it without
+	 * the flag or with another bitmap, has returned. Whole words of plain memory, 8-byte aligned, always in place.
+	 * Clear a bit with a store-release, when the page is filled; before bits are set again, set the slot without
+	 * the flag.
 	 */
 	const uint64_t *userfault_bitmap;
 };
@@ -569,10 +570,11 @@ struct gmem_memslot {
  * over lazily served memory it waits until the page has been served, and must not be what serves it.
  *
  * -EINVAL: size, slot number, flags; alignment, wrap, len; neither file nor hva; past the end of the file; beyond what
- * the guest can address; no such slot to delete; a change that is none of those above. -EEXIST: guest-physical addresses
- * or part of the file are in another slot. Also -ENOMEM (never for a deletion), -EIO (after fork(2), or a dead VM),
- * -EBUSY (the file's memory is, or was, open in a second object or behind a keeper: what is absent of it could not be
- * told from zero), -EOPNOTSUPP (a guest_memfd that is not mapped, or has private pages).
+ * the guest can address; no such slot to delete; a change that is none of those above. -EEXIST: guest-physical
+ * addresses or part of the file are in another slot. Also -ENOMEM (never for a deletion), -EIO (after fork(2), or a
+ * dead VM), -EBUSY (the file's memory is, or was, open in a second object or behind a keeper: what is absent of it
+ * could not be told from zero), -EOPNOTSUPP (a guest_memfd that is not mapped, or has private pages; with GMEM_VM_KVM
+ * USERFAULT, or a file and hva).
  */
 int gmem_vm_set_slot(struct gmem_vm *vm, const struct gmem_memslot *memslot);
 
@@ -624,7 +626,7 @@ int gmem_vcpu_store(struct gmem_vcpu *vcpu, uint64_t gpa, const void *buf, size_
  * A guest's compare-and-exchange of 1, 2, 4 or 8 bytes; `gpa` aligned to `len`. 1: what is there was `*expected` and
  * now is `*desired`; 0: it was not, and `*expected` is what is there. One atomic operation to every other vCPU, to
  * views and to other processes, and a full barrier. It counts as a store, whatever it finds. -EINVAL (len, alignment),
- * else as gmem_vcpu_store(). Where an exit is GMEM_EXIT_MMIO, the device is asked as by KVM's emulation: read first,
+ * -EOPNOTSUPP (memory at a slot's `hva`), else as gmem_vcpu_store(). Where an exit is GMEM_EXIT_MMIO, the device is asked as by KVM's emulation: read first,
  * then, if it said `*expected`, written.
  */
 int gmem_vcpu_cmpxchg(struct gmem_vcpu *vcpu, uint64_t gpa, void *expected, const void *desired, size_t len);
@@ -756,10 +758,10 @@ typedef int (*gmem_populate_fn)(struct gmem_vm *vm, uint64_t gfn, uint64_t pfn, 
  * `fn` NULL: bytes only.
  *
  * Returns the pages done, at most those up to the end of the slot; go on from there. If none was, the error of the
- * first: -EINVAL (npages <= 0, alignment, flags, no slot with a file, a page that is not private), -EFAULT (the slot's file is
- * closed; a source that cannot be read, or not be written to where it must be: unmapped, past the end of its file,
- * private memory, the target itself), -EINTR (gmem_vm_cancel()), -EHWPOISON, -ENOMEM, -EIO (a dead VM; after fork(2);
- * in place, a page whose pager is gone), or what `fn` returned. Any thread; concurrent calls on one VM take turns.
+ * first: -EINVAL (npages <= 0, alignment, flags, no slot with a file, a page that is not private), -EFAULT (the slot's
+ * file is closed; a source that cannot be read, or not be written to where it must be: unmapped, past the end of its
+ * file, private memory, the target itself), -EINTR (gmem_vm_cancel()), -EHWPOISON, -ENOMEM, -EIO (a dead VM; after
+ * fork(2); in place, a page whose pager is gone), or what `fn` returned. Any thread; concurrent calls on one VM take turns.
  */
 int64_t gmem_populate(struct gmem_vm *vm, uint64_t gfn, const void *src, int64_t npages, uint32_t flags,
 		      gmem_populate_fn fn, void *opaque);

@@ -194,9 +194,22 @@ TEST(read_only)
 	CHECK_EQ(load64(s.vcpu, 16), 3);
 	CHECK_EQ(exit_of(s.vcpu).reason, GMEM_EXIT_NONE);
 	CHECK_OK(gmem_vcpu_pre_fault(s.vcpu, 0, 2 * PG, NULL));
-	/* Its last bytes, out of a store that goes on in the next slot. */
+	/* What no device takes: its last bytes, out of a store that goes on in the next slot. */
 	CHECK_ERR(gmem_vcpu_store(s.vcpu, 2 * PG - 3, &v, 8), -EFAULT);
-	check_mmio(s.vcpu, 2 * PG - 3, 3);
+	check_memory_fault(s.vcpu, PG, 0);
+	/* The store is the caller's to do, who says that it is done. */
+	CHECK_ERR(gmem_vcpu_store(s.vcpu, 16, &v, 8), -EFAULT);
+	check_mmio(s.vcpu, 16, 8);
+	CHECK_EQ(memcmp(exit_of(s.vcpu).data, &v, 8), 0);
+	CHECK_OK(gmem_vcpu_answer(s.vcpu, 0));
+	CHECK_OK(gmem_vcpu_store(s.vcpu, 16, &v, 8));
+	CHECK_EQ(*word(&s, 16), 3);
+	/* No system call exchanges. */
+	CHECK_ERR(gmem_vcpu_cmpxchg(s.vcpu, 16, &v, &v, 8), -EFAULT);
+	check_memory_fault(s.vcpu, 0, 0);
+	CHECK_ERR(gmem_vcpu_cmpxchg(s.vcpu, 2 * PG, &v, &v, 8), -EOPNOTSUPP);
+	CHECK_OK(gmem_vcpu_copy(s.vcpu, 2 * PG + 64, 16, 8, NULL));
+	CHECK_EQ(*word(&s, 2 * PG + 64), 3);
 	CHECK_EQ(*word(&s, 2 * PG), 0);
 	/* It is the slot that is read-only, whatever is there. */
 	CHECK_OK(set_hva_slot(s.vm, 2, GMEM_SLOT_READONLY, LEN, PG, none));
@@ -369,146 +382,5 @@ TEST(populate)
 	to_shared(file, LEN / 2, PG);
 	CHECK_ERR(gmem_populate(s.vm, LEN / PG, src, 1, 0, NULL, NULL), -EINVAL);
 	gmem_file_free(file);
-	tear_down(&s);
-}
-
-/* ---- memory of a slot that is itself served by somebody */
-
-struct toucher {
-	struct gmem_vcpu *vcpu;
-	uint64_t gpa, value;
-	int err;
-};
-
-static void *touch(void *arg)
-{
-	struct toucher *t = arg;
-
-	t->err = gmem_vcpu_load(t->vcpu, t->gpa, &t->value, 8);
-	return NULL;
-}
-
-struct deleter {
-	struct gmem_vm *vm;
-	_Atomic bool done;
-};
-
-static void *delete_slot(void *arg)
-{
-	struct deleter *d = arg;
-
-	CHECK_OK(del_slot(d->vm, 0));
-	atomic_store(&d->done, true);
-	return NULL;
-}
-
-static int open_full_uffd(void)
-{
-	bool user_mode_only = false;
-	int uffd = gmem_sys_uffd_open(0, &user_mode_only);
-
-	if (uffd < 0 || user_mode_only)
-		SKIP("uffd", "no userfaultfd that serves system calls");
-	return uffd;
-}
-
-static uint64_t wait_for_fault(int uffd)
-{
-	struct uffd_msg msg;
-
-	while (gmem_sys_uffd_read(uffd, &msg, 1) < 1)
-		usleep(500);
-	CHECK_EQ(msg.event, UFFD_EVENT_PAGEFAULT);
-	return msg.arg.pagefault.address & ~(PG - 1);
-}
-
-static void resolve(int uffd, const struct scene *s, uint64_t at, uint64_t value)
-{
-	static _Alignas(4096) uint64_t page[PG / 8];
-	struct uffdio_copy copy = { .dst = (uintptr_t)s->hva + at, .src = (uintptr_t)page, .len = PG };
-
-	page[0] = value;
-	CHECK_EQ(ioctl(uffd, UFFDIO_COPY, &copy), 0);
-}
-
-/* The deletion waits for the access that began before it; one that begins meanwhile finds no slot. */
-TEST(deleted_once_the_access_is_over)
-{
-	struct toucher t, late;
-	struct deleter d;
-	pthread_t a, b, c;
-	struct scene s;
-	int uffd = open_full_uffd();
-
-	set_up(&s, GMEM_VM_DEFAULT);
-	CHECK_OK(gmem_sys_uffd_register(uffd, (uintptr_t)s.hva, LEN, GMEM_SYS_UFFD_MISSING));
-	CHECK_OK(set_hva_slot(s.vm, 0, 0, 0, LEN, s.hva));
-	t = (struct toucher){ .vcpu = s.vcpu, .gpa = PG };
-	late = (struct toucher){ .vcpu = new_vcpu(s.vm), .gpa = 2 * PG };
-	d = (struct deleter){ .vm = s.vm };
-	a = start(touch, &t);
-	CHECK_EQ(wait_for_fault(uffd), (uintptr_t)s.hva + PG);
-	b = start(delete_slot, &d);
-	/* Until the slot cannot be found any more. */
-	do {
-		gmem_epoch_enter(&s.vm->mmu.epoch, &late.vcpu->reader);
-		late.value = (uintptr_t)gmem_slots_find(atomic_load(&s.vm->mmu.slots), 2);
-		gmem_epoch_leave(&late.vcpu->reader);
-		usleep(200);
-	} while (late.value);
-	c = start(touch, &late);
-	join(c);
-	CHECK_EQ(late.err, -EFAULT);
-	CHECK(!atomic_load(&d.done));
-	/* Neither a cancellation ends it. */
-	gmem_vcpu_cancel(s.vcpu);
-	usleep(2000);
-	CHECK(!atomic_load(&d.done));
-	resolve(uffd, &s, PG, 77);
-	join(a);
-	join(b);
-	CHECK_EQ(t.err, 0);
-	CHECK_EQ(t.value, 77);
-	check_faults(late.vcpu, PG, 0);
-	/* What was cancelled is the next call that goes anywhere. */
-	CHECK_OK(set_hva_slot(s.vm, 0, 0, 0, LEN, s.hva));
-	CHECK_ERR(gmem_vcpu_load(s.vcpu, PG, &t.value, 8), -EINTR);
-	CHECK_EQ(exit_of(s.vcpu).reason, GMEM_EXIT_NONE);
-	CHECK_EQ(load64(s.vcpu, PG), 77);
-	gmem_vcpu_free(late.vcpu);
-	close(uffd);
-	tear_down(&s);
-}
-
-/* Other slots, and files, are not kept waiting; nor is what the caller's memory waits for. */
-TEST(nothing_else_waits_for_a_page_of_the_callers)
-{
-	struct toucher t;
-	struct scene s;
-	pthread_t a;
-	int uffd = open_full_uffd();
-	struct gmem_vcpu *other;
-
-	set_up(&s, GMEM_VM_SW_PROTECTED);
-	other = new_vcpu(s.vm);
-	CHECK_OK(gmem_sys_uffd_register(uffd, (uintptr_t)s.hva, LEN, GMEM_SYS_UFFD_MISSING));
-	CHECK_OK(set_both(s.vm, 0, 0, LEN / 2, s.file, 0, s.hva));
-	t = (struct toucher){ .vcpu = s.vcpu, .gpa = PG };
-	a = start(touch, &t);
-	CHECK_EQ(wait_for_fault(uffd), (uintptr_t)s.hva + PG);
-	/* The page itself becomes private meanwhile. */
-	to_private(s.file, 0, LEN / 2);
-	store64(other, PG, 5);
-	CHECK_OK(gmem_file_punch(s.file, 0, LEN));
-	CHECK_EQ(load64(other, PG), 0);
-	CHECK_OK(set_slot(s.vm, 1, LEN, PG, s.file, LEN / 2));
-	store64(other, LEN, 6);
-	CHECK_OK(del_slot(s.vm, 1));
-	resolve(uffd, &s, PG, 78);
-	join(a);
-	CHECK_EQ(t.err, 0);
-	CHECK_EQ(t.value, 78);
-	gmem_vcpu_free(other);
-	close(uffd);
 	tear_down(&s);
 }

@@ -262,8 +262,8 @@ TEST_TIMEOUT(random_calls, 120)
 
 		/* A part of a file that is in a slot already, before Linux 7.2. */
 		if (kvm != gmem && !(c.file && c.len && kvm == -EINVAL && gmem == -EEXIST))
-			FAIL("call %d: slot %u, flags 0x%x, gpa 0x%llx, len 0x%llx, hva %p, file %u, off 0x%llx: KVM gives %d, "
-			     "gmem %d, \"%s\"",
+			FAIL("call %d: slot %u, flags 0x%x, gpa 0x%llx, len 0x%llx, hva %p, file %u, off 0x%llx: "
+			     "KVM gives %d, gmem %d, \"%s\"",
 			     i, c.slot, c.flags, (unsigned long long)c.gpa, (unsigned long long)c.len, c.hva, c.file,
 			     (unsigned long long)c.off, kvm, gmem, gmem_last_error());
 		counts[!gmem ? 0 : gmem == -EINVAL ? 1 : 2]++;

@@ -2,8 +2,8 @@
 /*
  * Setting and deleting memslots, and what happens when a slot's file is closed first.
  *
- * Under slots_lock a table of slots is published. What is in it no more goes when no epoch can see it. Whoever found the
- * slot before maps nothing after, because of the invalidation; whoever is at the caller's memory is waited for.
+ * Under slots_lock a table of slots is published. What is in it no more goes when no epoch can see it. Whoever found
+ * the slot before maps nothing after, because of the invalidation; whoever is at the caller's memory is waited for.
  */
 #include <errno.h>
 #include <stddef.h>

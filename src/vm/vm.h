@@ -64,7 +64,7 @@ struct gmem_slot *gmem_vm_slot_by_id(const struct gmem_vm *vm, uint32_t id); /* 
 /* A slot that has one of the guest frames, but not this one. NULL: none. */
 struct gmem_slot *gmem_vm_slot_overlapping(struct gmem_vm *vm, uint64_t gfn, uint64_t npages,
 					   const struct gmem_slot *but);
-/* `new`, if it is not NULL, instead of `old`, if that is not. Nobody finds `old` then. -ENOMEM with text, if no `old`. */
+/* `new` instead of `old`, either may be NULL. Nobody finds `old` then. Without one: -ENOMEM, with text. */
 int gmem_vm_swap_slot(struct gmem_vm *vm, struct gmem_slot *old, struct gmem_slot *new);
 /* The table as it was, whose caller frees it; nobody finds a slot of it any more. */
 struct gmem_slots *gmem_vm_take_slots(struct gmem_vm *vm);
