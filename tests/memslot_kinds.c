@@ -57,11 +57,11 @@ TEST(guest_and_caller_see_one_memory)
 	CHECK_EQ(gmem_mmu_mapped(&s.vm->mmu, 4), 0);
 	CHECK_EQ(gmem_mmu_mapped(&s.vm->mmu, 6), 0);
 	/* The slot ends. */
-	check_faults(s.vcpu, 4 * PG + LEN, 0);
+	check_no_slot(s.vcpu, 4 * PG + LEN);
 	CHECK_ERR(gmem_vcpu_load(s.vcpu, 4 * PG + LEN - 8, buf, 16), -EFAULT);
 	CHECK_EQ(*(uint64_t *)buf, 5);
 	CHECK_OK(del_slot(s.vm, 0));
-	check_faults(s.vcpu, 4 * PG, 0);
+	check_no_slot(s.vcpu, 4 * PG);
 	CHECK_EQ(*word(&s, LEN - 8), 5);
 	tear_down(&s);
 }

@@ -167,7 +167,9 @@ static struct want want_of(struct model *m, uint64_t page, bool store)
 	uint64_t i = s ? page - s->m.gpa / PG : 0, of_file = s ? s->m.off / PG + i : 0;
 	bool private = s && s->file < FILES && !s->closed && m->private[s->file][of_file];
 
-	if (!s || s->closed)
+	if (!s)
+		return (struct want){ -EFAULT, GMEM_EXIT_MMIO, store ? GMEM_EXIT_FLAG_WRITE : 0, NULL };
+	if (s->closed)
 		return fault;
 	if ((s->m.flags & GMEM_SLOT_USERFAULT) && *s->m.userfault_bitmap >> i & 1) {
 		fault.flags = GMEM_EXIT_FLAG_USERFAULT | (private ? GMEM_EXIT_FLAG_PRIVATE : 0);

@@ -122,7 +122,7 @@ TEST(deleted_once_the_access_is_over)
 	join(b);
 	CHECK_EQ(t.err, 0);
 	CHECK_EQ(t.value, 77);
-	check_faults(late.vcpu, PG, 0);
+	check_no_slot(late.vcpu, PG);
 	/* What was cancelled is the next call that goes anywhere. */
 	CHECK_OK(set_hva_slot(s.vm, 0, 0, 0, LEN, s.hva));
 	CHECK_ERR(gmem_vcpu_load(s.vcpu, PG, &t.value, 8), -EINTR);

@@ -59,4 +59,18 @@ static inline void check_faults(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t f
 	CHECK_EQ(v, 1);
 }
 
+/* Nothing is there: a device's, to a load and a store. */
+static inline void check_no_slot(struct gmem_vcpu *vcpu, uint64_t gpa)
+{
+	uint64_t v = 1;
+
+	CHECK_ERR(gmem_vcpu_load(vcpu, gpa + 8, &v, sizeof(v)), -EFAULT);
+	CHECK_EQ(exit_of(vcpu).reason, GMEM_EXIT_MMIO);
+	CHECK_EQ(exit_of(vcpu).flags, 0);
+	CHECK_ERR(gmem_vcpu_store(vcpu, gpa + 8, &v, sizeof(v)), -EFAULT);
+	CHECK_EQ(exit_of(vcpu).reason, GMEM_EXIT_MMIO);
+	CHECK_EQ(exit_of(vcpu).gpa, gpa + 8);
+	CHECK_EQ(v, 1);
+}
+
 #endif
