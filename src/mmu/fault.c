@@ -13,6 +13,7 @@
 
 /* What was found out of a page. */
 struct found {
+	struct gmem_slot *slot; /* inside a section alone */
 	struct gmem_file *file; /* referenced, but inside a section */
 	uint64_t off; /* of the page in it */
 	bool tracked;
@@ -57,7 +58,7 @@ static int find(struct gmem_vcpu *vcpu, uint64_t gfn, struct found *f)
 	int err = 0;
 
 	/* Nothing that an earlier attempt found out holds any more. */
-	*f = (struct found){ .file = slot ? atomic_load(&slot->file) : NULL, .in_use = f->in_use };
+	*f = (struct found){ .slot = slot, .file = slot ? atomic_load(&slot->file) : NULL, .in_use = f->in_use };
 	if (!slot) {
 		err = -ENOENT;
 	} else if (!f->file) {
@@ -91,8 +92,9 @@ static int find(struct gmem_vcpu *vcpu, uint64_t gfn, struct found *f)
  * A slot without a file has shared pages only. One whose file is closed too, for an access that names the shared side;
  * for another it is not known any more which pages those were.
  */
-static int find_no_file(struct gmem_slot *slot, uint64_t gfn, uint32_t access, enum gmem_want want, struct found *f)
+static int find_no_file(uint64_t gfn, uint32_t access, enum gmem_want want, struct found *f)
 {
+	struct gmem_slot *slot = f->slot;
 	int err;
 
 	if (gmem_slot_has_file(slot) && (!slot->hva || want != GMEM_WANT_SHARED))
@@ -116,7 +118,7 @@ static int find_and_get(struct gmem_vcpu *vcpu, uint64_t gfn, uint32_t access, e
 	if (!err)
 		gmem_file_get(f->file);
 	else if (err == -EBADF)
-		err = find_no_file(find_slot(vcpu, gfn), gfn, access, want, f);
+		err = find_no_file(gfn, access, want, f);
 	gmem_mmu_end_look(vcpu);
 	return err;
 }
