@@ -626,8 +626,8 @@ int gmem_vcpu_store(struct gmem_vcpu *vcpu, uint64_t gpa, const void *buf, size_
  * A guest's compare-and-exchange of 1, 2, 4 or 8 bytes; `gpa` aligned to `len`. 1: what is there was `*expected` and
  * now is `*desired`; 0: it was not, and `*expected` is what is there. One atomic operation to every other vCPU, to
  * views and to other processes, and a full barrier. It counts as a store, whatever it finds. -EINVAL (len, alignment),
- * -EOPNOTSUPP (memory at a slot's `hva`), else as gmem_vcpu_store(). Where an exit is GMEM_EXIT_MMIO, the device is asked as by KVM's emulation: read first,
- * then, if it said `*expected`, written.
+ * -EOPNOTSUPP (memory at a slot's `hva`), else as gmem_vcpu_store(). Where an exit is GMEM_EXIT_MMIO, the device is
+ * asked as by KVM's emulation: read first, then, if it said `*expected`, written.
  */
 int gmem_vcpu_cmpxchg(struct gmem_vcpu *vcpu, uint64_t gpa, void *expected, const void *desired, size_t len);
 
@@ -761,7 +761,8 @@ typedef int (*gmem_populate_fn)(struct gmem_vm *vm, uint64_t gfn, uint64_t pfn, 
  * first: -EINVAL (npages <= 0, alignment, flags, no slot with a file, a page that is not private), -EFAULT (the slot's
  * file is closed; a source that cannot be read, or not be written to where it must be: unmapped, past the end of its
  * file, private memory, the target itself), -EINTR (gmem_vm_cancel()), -EHWPOISON, -ENOMEM, -EIO (a dead VM; after
- * fork(2); in place, a page whose pager is gone), or what `fn` returned. Any thread; concurrent calls on one VM take turns.
+ * fork(2); in place, a page whose pager is gone), or what `fn` returned. Any thread; concurrent calls on one VM take
+ * turns.
  */
 int64_t gmem_populate(struct gmem_vm *vm, uint64_t gfn, const void *src, int64_t npages, uint32_t flags,
 		      gmem_populate_fn fn, void *opaque);

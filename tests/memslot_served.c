@@ -104,9 +104,9 @@ TEST(deleted_once_the_access_is_over)
 	b = start(delete_slot, &d);
 	/* Until the slot cannot be found any more. */
 	do {
-		gmem_epoch_enter(&s.vm->mmu.epoch, &late.vcpu->reader);
+		gmem_mmu_begin_look(late.vcpu);
 		late.value = (uintptr_t)gmem_slots_find(atomic_load(&s.vm->mmu.slots), 2);
-		gmem_epoch_leave(&late.vcpu->reader);
+		gmem_mmu_end_look(late.vcpu);
 		usleep(200);
 	} while (late.value);
 	c = start(touch, &late);

@@ -262,7 +262,7 @@ int gmem_mmu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gfn, enum gmem_want want
 
 /*
  * The page of a guest frame, if it can be accessed so. 0, -EREMOTEIO (the caller's to fill), -EROFS, -EPERM (watched).
- * In an epoch, in which the slot was found.
+ * In a section, in which the slot was found.
  */
 int gmem_hva_get(struct gmem_slot *slot, uint64_t gfn, uint32_t access, struct gmem_hva *ret);
 void gmem_hva_put(struct gmem_hva *hva);

@@ -27,7 +27,8 @@ struct gmem_slot {
 	char *window; /* the library's address of `off`; good as long as the file is open; NULL: never had a file */
 	char *hva; /* the caller's memory, of the shared side where there is a file too; NULL: none */
 	/*
-	 * The caller's bitmap, NULL: none. Read in an epoch only, because it is the caller's again after the next one.
+	 * The caller's bitmap, NULL: none. Read in a section only, because it is the caller's again after the next
+	 * wait for those.
 	 */
 	const uint64_t *_Atomic userfault;
 	/* Accesses to `hva` that go on, see hva.c. */
@@ -72,7 +73,7 @@ static inline bool gmem_slot_has_file(const struct gmem_slot *s)
 	return s->window;
 }
 
-/* One of the guest frames [gfn, gfn + npages) of the slot is the caller's to fill. In an epoch. */
+/* One of the guest frames [gfn, gfn + npages) of the slot is the caller's to fill. Inside a section. */
 static inline bool gmem_slot_userfault(const struct gmem_slot *s, uint64_t gfn, uint64_t npages)
 {
 	const uint64_t *bitmap = atomic_load(&s->userfault);
