@@ -43,9 +43,9 @@ int gmem_gate_bar(struct gmem_gate *gate, uint64_t off, uint64_t len);
 void gmem_gate_shut(struct gmem_gate *gate);
 
 /*
- * The page at `off`, which is in place and has memory, may be accessed again, and so may, unless `alone`, some that follow
- * it, are in place too and on the same side. Whoever calls knows that nobody bars any of the gate's meanwhile. 0; -EEXIST: it was
- * not barred; -EHWPOISON: its memory has failed.
+ * The page at `off`, which is in place and has memory, may be accessed again, and so may, unless `alone`, some that
+ * follow it, are in place too and on the same side. Whoever calls knows that nobody bars any of the gate's meanwhile.
+ * 0; -EEXIST: it was not barred; -EHWPOISON: its memory has failed.
  */
 int gmem_gate_pass(struct gmem_gate *gate, uint64_t off, bool alone);
 
