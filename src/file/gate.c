@@ -99,6 +99,11 @@ int gmem_gate_open(struct gmem_file *file, uint64_t off, uint64_t len, struct gm
 	return 0;
 }
 
+static void map_nothing(const struct gmem_gate *gate)
+{
+	(void)mmap(gate->addr, gate->len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+}
+
 void gmem_gate_close(struct gmem_gate *gate)
 {
 	struct gmem_gate **link;
@@ -108,24 +113,40 @@ void gmem_gate_close(struct gmem_gate *gate)
 		return;
 	file = gate->file;
 	gmem_rwlock_lock(&file->invalidate_lock);
-	munmap(gate->addr, gate->len);
+	if (gate->keeps_place)
+		map_nothing(gate);
+	else
+		munmap(gate->addr, gate->len);
 	for (link = &file->gates; *link != gate;)
 		link = &(*link)->next;
 	*link = gate->next;
 	gmem_rwlock_unlock(&file->invalidate_lock);
 	if (gate->uffd >= 0)
 		close(gate->uffd);
+	free(gate->barred);
 	free(gate);
 	gmem_file_put(file);
 }
 
+void gmem_gate_keep_place(struct gmem_gate *gate)
+{
+	gate->keeps_place = true;
+}
+
+/* ---- markers */
+
 /* Its first marker. Not before: a registered mapping is touched page by page, without the kernel's fault-around. */
 static int make_markable(struct gmem_gate *gate)
 {
+	uint64_t nwords = ((gate->len >> GMEM_PAGE_SHIFT) + 63) / 64;
 	int fd, err;
 
 	if (gate->uffd >= 0)
 		return 0;
+	if (!gate->barred)
+		gate->barred = calloc(nwords, sizeof(*gate->barred));
+	if (!gate->barred)
+		return gmem_err_sys(-ENOMEM, "a guest's memory");
 	fd = open_uffd();
 	if (fd < 0)
 		return gmem_err_sys(fd, "userfaultfd");
@@ -139,12 +160,41 @@ static int make_markable(struct gmem_gate *gate)
 	return 0;
 }
 
-int gmem_gate_bar(struct gmem_gate *gate, uint64_t off, uint64_t len)
+/* The first offset from there on that has a marker, or has none; `end`: no such. */
+static uint64_t next(const struct gmem_gate *gate, uint64_t off, uint64_t end, bool barred)
 {
-	uint64_t end = off + len, done;
+	uint64_t page = (off - gate->off) >> GMEM_PAGE_SHIFT, end_page = (end - gate->off) >> GMEM_PAGE_SHIFT;
+
+	while (page < end_page) {
+		uint64_t word = atomic_load_explicit(&gate->barred[page / 64], memory_order_relaxed);
+
+		word = (barred ? word : ~word) >> page % 64;
+		if (word) {
+			page += (uint64_t)__builtin_ctzll(word);
+			break;
+		}
+		page = (page | 63) + 1;
+	}
+	return gate->off + (gmem_min_u64(page, end_page) << GMEM_PAGE_SHIFT);
+}
+
+static void note_barred(struct gmem_gate *gate, uint64_t off, bool barred)
+{
+	uint64_t page = (off - gate->off) >> GMEM_PAGE_SHIFT, bit = 1ull << page % 64;
+
+	if (barred)
+		atomic_fetch_or_explicit(&gate->barred[page / 64], bit, memory_order_relaxed);
+	else
+		atomic_fetch_and_explicit(&gate->barred[page / 64], ~bit, memory_order_relaxed);
+}
+
+/* Of pages that have no marker: those that are mapped go, and a marker would go with them. */
+static int mark(struct gmem_gate *gate, uint64_t off, uint64_t end)
+{
 	unsigned int races = 0;
 	bool zapped = false;
-	int err = make_markable(gate);
+	uint64_t done;
+	int err = 0;
 
 	while (!err && off < end) {
 		err = gmem_sys_uffd_poison(gate->uffd, (uintptr_t)at(gate, off), end - off, false, &done);
@@ -159,7 +209,7 @@ int gmem_gate_bar(struct gmem_gate *gate, uint64_t off, uint64_t len)
 			sched_yield();
 			err = 0;
 		} else if (err == -EEXIST || err == -EFAULT) {
-			/* Touched, or marked, and with it most likely others: once. Or touched since: that page. */
+			/* Touched, and with it most likely others: once. Or touched since: that page. */
 			err = gmem_sys_zap(at(gate, off), zapped ? GMEM_PAGE_SIZE : end - off);
 			zapped = true;
 		}
@@ -169,12 +219,26 @@ int gmem_gate_bar(struct gmem_gate *gate, uint64_t off, uint64_t len)
 		     0;
 }
 
+int gmem_gate_bar(struct gmem_gate *gate, uint64_t off, uint64_t len)
+{
+	uint64_t end = off + len;
+	int err = make_markable(gate);
+
+	while (!err && (off = next(gate, off, end, false)) < end) {
+		uint64_t to = next(gate, off, end, true);
+
+		err = mark(gate, off, to);
+		for (; !err && off < to; off += GMEM_PAGE_SIZE)
+			note_barred(gate, off, true);
+	}
+	return err;
+}
+
 void gmem_gate_shut(struct gmem_gate *gate)
 {
 	/* In the middle of a mapping there may be no memory for the border; all of it has none. */
 	if (mprotect(gate->addr, gate->len, PROT_NONE))
-		(void)mmap(gate->addr, gate->len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE,
-			   -1, 0);
+		map_nothing(gate);
 }
 
 static bool in_place(uint32_t word)
@@ -204,11 +268,17 @@ int gmem_gate_pass(struct gmem_gate *gate, uint64_t off, bool alone)
 	if (atomic_load(&gate->open))
 		err = gmem_sys_uffd_continue(gate->uffd, (uintptr_t)at(gate, off),
 					     alone ? GMEM_PAGE_SIZE : passable(gate, off), &done);
+	/* What is not mapped at once, the guest's touch maps. */
+	if (err && !done && err != -EEXIST) {
+		err = gmem_sys_zap(at(gate, off), GMEM_PAGE_SIZE);
+		done = err ? 0 : GMEM_PAGE_SIZE;
+	}
+	for (uint64_t to = off + done; off < to; off += GMEM_PAGE_SIZE)
+		note_barred(gate, off, false);
 	if (!err || done)
 		return 0;
-	/* What is not mapped at once, the guest's touch maps. */
 	if (err != -EEXIST)
-		return gmem_sys_zap(at(gate, off), GMEM_PAGE_SIZE);
+		return err;
 	/* Nothing of ours is in the way. If a look fails all the same, the memory has. */
 	return gmem_sys_peek(&byte, at(gate, off), 1) == 1 ? err : -EHWPOISON;
 }

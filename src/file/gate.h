@@ -22,7 +22,9 @@ struct gmem_gate {
 	char *addr; /* constant, as off and len are */
 	uint64_t off, len;
 	int uffd; /* of its markers; -1: none was needed yet. Guarded by the invalidate lock, exclusive */
-	_Atomic bool open; /* `uffd` is there, and constant from then on */
+	_Atomic bool open; /* `uffd` and `barred` are there, and constant from then on */
+	_Atomic uint64_t *barred; /* a bit a page, which has a marker */
+	bool keeps_place; /* its addresses are nobody else's, ever */
 	struct gmem_gate *next;
 };
 
@@ -36,11 +38,14 @@ void gmem_gate_close(struct gmem_gate *gate);
 
 /*
  * Bars [off, off + len) of the file, inside the gate: an access that begins after the return comes out, and none that
- * began before is going on. -ENOMEM, -EMFILE: a part may be barred. Invalidate lock held, exclusive.
+ * began before is going on. What was barred before is so all the time. -ENOMEM, -EMFILE: a part may be barred.
+ * Invalidate lock held, exclusive, and nobody lets a page pass meanwhile.
  */
 int gmem_gate_bar(struct gmem_gate *gate, uint64_t off, uint64_t len);
 /* Unmaps everything: for what should be barred and cannot be. An access is -EFAULT from then on. As gmem_gate_bar(). */
 void gmem_gate_shut(struct gmem_gate *gate);
+/* For one that KVM may go on using: closing it leaves nothing at its addresses, and keeps them from being used again. */
+void gmem_gate_keep_place(struct gmem_gate *gate);
 
 /*
  * The page at `off`, which is in place and has memory, may be accessed again, and so may, unless `alone`, some that
