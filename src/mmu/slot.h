@@ -24,6 +24,7 @@ struct gmem_slot {
 	uint64_t off; /* in the file */
 	struct gmem_file *_Atomic file; /* NULL: none, or closed before the slot was deleted */
 	struct gmem_gate *gate; /* of a VM of KVM's: where its vCPUs reach the pages by themselves; else NULL */
+	bool in_kvm; /* KVM has it; guarded by slots_lock */
 	char *window; /* the library's address of `off`; good as long as the file is open; NULL: never had a file */
 	char *hva; /* the caller's memory, of the shared side where there is a file too; NULL: none */
 	/*

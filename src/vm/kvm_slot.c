@@ -33,6 +33,20 @@ static void give_up(struct gmem_slot *slot)
 {
 	gmem_mmu_kill(&slot->vm->mmu);
 	gmem_gate_shut(slot->gate);
+	gmem_vm_kick(slot->vm);
+}
+
+/* As part of an invalidation, so that no page is let through meanwhile. */
+static void lock(struct gmem_slot *slot)
+{
+	gmem_rwlock_lock(&slot->gate->file->invalidate_lock);
+	gmem_mmu_invalidate_begin(&slot->vm->mmu, slot->gfn, slot->npages, SIDES);
+}
+
+static void unlock(struct gmem_slot *slot)
+{
+	gmem_mmu_invalidate_end(&slot->vm->mmu);
+	gmem_rwlock_unlock(&slot->gate->file->invalidate_lock);
 }
 
 /* Does the page's side keep guests of this VM out? The others' pages are all within reach, whichever side they are. */
@@ -57,10 +71,10 @@ void gmem_kvm_slot_bar(struct gmem_slot *slot)
 
 	if (!gate)
 		return;
-	gmem_rwlock_lock(&gate->file->invalidate_lock);
+	lock(slot);
 	if (gmem_gate_bar(gate, gate->off, gate->len))
 		give_up(slot);
-	gmem_rwlock_unlock(&gate->file->invalidate_lock);
+	unlock(slot);
 }
 
 static int bar_private(struct gmem_gate *gate)
@@ -110,13 +124,13 @@ static int bar_at_first(struct gmem_slot *slot)
 	struct gmem_gate *gate = slot->gate;
 	int err;
 
-	gmem_rwlock_lock(&gate->file->invalidate_lock);
+	lock(slot);
 	err = bar_supplied(gate);
 	if (!err)
 		err = bar_lost(gate);
 	if (!err && type_bars_private(slot->vm))
 		err = bar_private(gate);
-	gmem_rwlock_unlock(&gate->file->invalidate_lock);
+	unlock(slot);
 	return err;
 }
 
@@ -141,11 +155,21 @@ int gmem_kvm_slot_add(struct gmem_vm *vm, struct gmem_slot *slot)
 			return err;
 		err = gmem_kvm_plain_slot_set(vm->kvm, slot->id, 0, gpa, len, slot->gate->addr);
 	}
+	slot->in_kvm |= !err;
 	return err ? gmem_err_sys(err, "KVM") : 0;
 }
 
-void gmem_kvm_slot_remove(struct gmem_vm *vm, struct gmem_slot *slot)
+int gmem_kvm_slot_remove(struct gmem_vm *vm, struct gmem_slot *slot)
 {
-	if (vm->kvm >= 0)
-		(void)gmem_kvm_plain_slot_set(vm->kvm, slot->id, 0, slot->gfn << GMEM_PAGE_SHIFT, 0, NULL);
+	int err =
+		slot->in_kvm ? gmem_kvm_plain_slot_set(vm->kvm, slot->id, 0, slot->gfn << GMEM_PAGE_SHIFT, 0, NULL) : 0;
+
+	slot->in_kvm = err;
+	return err;
+}
+
+void gmem_kvm_slot_drop(struct gmem_vm *vm, struct gmem_slot *slot)
+{
+	if (gmem_kvm_slot_remove(vm, slot) && slot->gate)
+		gmem_gate_keep_place(slot->gate);
 }

@@ -86,7 +86,7 @@ static const struct gmem_binding_ops binding_ops = {
 
 /* ---- deleting */
 
-/* Nobody finds the slot any more. Its pages stay in the file. slots_lock held. */
+/* Nobody finds the slot any more, and KVM has it no more. Its pages stay in the file. slots_lock held. */
 static void forget(struct gmem_vm *vm, struct gmem_slot *slot)
 {
 	struct gmem_file *file = atomic_load(&slot->file);
@@ -112,10 +112,12 @@ static int delete (struct gmem_vm *vm, uint32_t id)
 
 	if (!slot)
 		return gmem_err(-EINVAL, "gmem_vm_set_slot: slot %u: there is none to delete", id);
+	err = gmem_kvm_slot_remove(vm, slot);
+	if (err)
+		return gmem_err_sys(err, "gmem_vm_set_slot: slot %u: KVM", id);
 	err = gmem_vm_swap_slot(vm, slot, NULL);
 	if (err)
 		return err;
-	gmem_kvm_slot_remove(vm, slot);
 	forget(vm, slot);
 	return 0;
 }
@@ -127,7 +129,7 @@ void gmem_vm_delete_slots(struct gmem_vm *vm)
 	gmem_vm_lock_slots(vm);
 	all = gmem_vm_take_slots(vm);
 	for (uint32_t i = 0; all && i < all->n; i++) {
-		gmem_kvm_slot_remove(vm, all->slot[i]);
+		gmem_kvm_slot_drop(vm, all->slot[i]);
 		forget(vm, all->slot[i]);
 	}
 	free(all);

@@ -106,8 +106,7 @@ void gmem_vm_put(struct gmem_vm *vm)
 	free(vm);
 }
 
-/* Guests come out, and are told that the VM is dead. */
-static void kick_vcpus(struct gmem_vm *vm)
+void gmem_vm_kick(struct gmem_vm *vm)
 {
 	pthread_mutex_lock(&vm->vcpus_lock);
 	for (struct gmem_cpu *cpu = vm->vcpus; cpu; cpu = cpu->next)
@@ -120,7 +119,7 @@ void gmem_vm_free(struct gmem_vm *vm)
 	if (!vm)
 		return;
 	gmem_mmu_kill(&vm->mmu);
-	kick_vcpus(vm);
+	gmem_vm_kick(vm);
 	gmem_vm_delete_slots(vm);
 	gmem_vm_put(vm);
 }

@@ -52,6 +52,9 @@ void gmem_vm_unlock_slots(struct gmem_vm *vm);
 /* Deletes every slot. */
 void gmem_vm_delete_slots(struct gmem_vm *vm);
 
+/* Guests on KVM come out, and are told that the VM is dead, which it is. Any thread, under any lock. */
+void gmem_vm_kick(struct gmem_vm *vm);
+
 /* The slot of a guest frame; slots_lock held. */
 static inline struct gmem_slot *gmem_vm_slot(struct gmem_vm *vm, uint64_t gfn)
 {
@@ -113,8 +116,10 @@ void gmem_kvm_vcpu_cancel(struct gmem_cpu *cpu);
 int gmem_kvm_slot_open(struct gmem_vm *vm, struct gmem_slot *slot);
 /* Once it is bound and in the table: from then on guests reach it. KVM's errors. */
 int gmem_kvm_slot_add(struct gmem_vm *vm, struct gmem_slot *slot);
-/* No guest reaches it any more. */
-void gmem_kvm_slot_remove(struct gmem_vm *vm, struct gmem_slot *slot);
+/* No guest reaches it any more; or KVM's error, and all is as before. */
+int gmem_kvm_slot_remove(struct gmem_vm *vm, struct gmem_slot *slot);
+/* At the VM's end, where there is no way back: what KVM does not let go is nobody's memory. */
+void gmem_kvm_slot_drop(struct gmem_vm *vm, struct gmem_slot *slot);
 /*
  * Invalidate lock held, exclusive, after the tables were invalidated: guests that follow KVM's come out at what is not
  * theirs any more. If that cannot be had, the VM is dead, and they do not reach the slot at all.
