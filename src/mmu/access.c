@@ -78,8 +78,11 @@ bool gmem_mmu_behind_gate(struct gmem_vcpu *vcpu, const void *hva, uint64_t *ret
 
 struct gmem_slots *gmem_mmu_publish_slots(struct gmem_mmu *mmu, struct gmem_slots *new)
 {
-	struct gmem_slots *old = atomic_exchange(&mmu->slots, new);
+	struct gmem_slots *old;
 
+	/* Before the table: see gmem_mmu_slots_changed(). */
+	atomic_fetch_add(&mmu->slots_seq, 1);
+	old = atomic_exchange(&mmu->slots, new);
 	/* After the table, and before the wait: see find_slot() in fault.c. */
 	atomic_fetch_add(&mmu->slots_seq, 1);
 	/* Whoever looks at slots without slots_lock does so in this epoch. */

@@ -35,7 +35,7 @@ struct gmem_mmu {
 	struct gmem_epoch epoch; /* of accesses: who follows translations */
 	struct gmem_epoch maps; /* of faults: who looks at slots, and maps */
 	struct gmem_slots *_Atomic slots; /* changed under the VM's slots_lock */
-	_Atomic uint64_t slots_seq; /* tables of slots that were published; changed after `slots` */
+	_Atomic uint64_t slots_seq; /* tables of slots that were published; changed before `slots` and after */
 	_Atomic bool dead; /* the VM is of no more use */
 	_Atomic bool nx_huge_pages; /* a large leaf is never executable; read at each fault, never remembered */
 	bool no_tables; /* somebody else translates for this VM */
@@ -128,6 +128,28 @@ bool gmem_mmu_mapped(struct gmem_mmu *mmu, uint64_t gfn);
 struct gmem_slots *gmem_mmu_publish_slots(struct gmem_mmu *mmu, struct gmem_slots *new);
 /* Returns when nobody is in an epoch that began before. */
 void gmem_mmu_wait_readers(struct gmem_mmu *mmu);
+
+/* What a vCPU found in its machine's memory. */
+struct gmem_mmu_seen {
+	uint64_t slots_seq, invalidate_seq;
+};
+
+static inline struct gmem_mmu_seen gmem_mmu_see(struct gmem_mmu *mmu)
+{
+	return (struct gmem_mmu_seen){ atomic_load(&mmu->slots_seq), atomic_load(&mmu->invalidate_seq) };
+}
+
+/* A slot may have come or gone since. */
+static inline bool gmem_mmu_slots_changed(struct gmem_mmu *mmu, const struct gmem_mmu_seen *seen)
+{
+	return atomic_load(&mmu->slots_seq) != seen->slots_seq;
+}
+
+/* A page may have been taken away since. The count first: see gmem_mmu_invalidate_end(). */
+static inline bool gmem_mmu_pages_changed(struct gmem_mmu *mmu, const struct gmem_mmu_seen *seen)
+{
+	return atomic_load(&mmu->invalidating) || atomic_load(&mmu->invalidate_seq) != seen->invalidate_seq;
+}
 
 /* slots_lock held. */
 static inline struct gmem_slots *gmem_mmu_slots(struct gmem_mmu *mmu)

@@ -47,6 +47,9 @@ static int resolve(struct kvm_vcpu *v, uint64_t gpa)
 	struct gmem_mmu_exit exit;
 	int err = look(v, gpa, &exit);
 
+	/* The next step says so, or KVM that it is no memory any more. */
+	if (err && (gmem_mmu_dead(&v->cpu.vm->mmu) || exit.no_slot))
+		return 0;
 	return err ? fault_exit(v, err, gpa, &exit) : 0;
 }
 
@@ -97,7 +100,7 @@ static int resolve_again(struct kvm_vcpu *v)
 	return gmem_err(-EINTR, "gmem_vcpu_run: cancelled");
 }
 
-/* A load or store that KVM emulates, of a page of a slot. 0: done; else it is still to be done. */
+/* A load or store that KVM emulates, of a page of a slot. 0: done, or the next step says why not. */
 static int finish_mmio(struct kvm_vcpu *v)
 {
 	struct kvm_run *run = v->run;
@@ -107,6 +110,7 @@ static int finish_mmio(struct kvm_vcpu *v)
 
 	gmem_kvm_settle_regs(v->fd);
 	v->mmio_gpa = gpa;
+	v->mmio_is_ours = true;
 	/* See gmem_kvm_vcpu_cancel(): a flag from before is old, unless this one is set too. */
 	atomic_store(&v->hand->cancel, false);
 	if (gmem_kvm_told_to_stop(v))
@@ -124,7 +128,9 @@ static int finish_mmio(struct kvm_vcpu *v)
 	}
 	if (!err) {
 		/* The next one need not come out. If this cannot be had, it does. */
-		(void)look(v, gpa, &unused);
+		if (look(v, gpa, &unused) == -EINTR)
+			/* Told once: the step after the next sees it. */
+			atomic_store(&v->cpu.vcpu.cancel, true);
 		return 0;
 	}
 	(void)gmem_vcpu_exit(v->hand, &v->cpu.exit);
@@ -138,7 +144,8 @@ static int resolve_if_slot(struct kvm_vcpu *v, uint64_t gpa)
 
 /*
  * KVM could not emulate an instruction. If one of its pages was barred, that was why: the bytes of the instruction,
- * which may lie across two, or what it was at last.
+ * which may lie across two, or what it was at last. So too if any was barred meanwhile: between the two halves of a
+ * locked access, say.
  */
 static int handle_emulation_failure(struct kvm_vcpu *v)
 {
@@ -153,7 +160,7 @@ static int handle_emulation_failure(struct kvm_vcpu *v)
 	}
 	if (!err)
 		err = resolve_if_slot(v, v->mmio_gpa);
-	if (err || v->passed != before)
+	if (err || v->passed != before || gmem_mmu_pages_changed(&v->cpu.vm->mmu, &v->seen))
 		return err;
 	v->cpu.exit.reason = (enum gmem_exit_reason)KVM_EXIT_INTERNAL_ERROR;
 	return 1;
@@ -192,7 +199,7 @@ static int step(struct kvm_vcpu *v)
 
 	if (gmem_mmu_dead(&v->cpu.vm->mmu))
 		return gmem_err(-EIO, "gmem_vcpu_run: this VM is dead");
-	if (gmem_vcpu_cancelled(&v->cpu.vcpu))
+	if ((v->mmio_is_ours || !v->unfinished) && gmem_vcpu_cancelled(&v->cpu.vcpu))
 		return gmem_err(-EINTR, "gmem_vcpu_run: cancelled");
 	if (v->mmio_is_ours)
 		return finish_mmio(v);
@@ -204,11 +211,14 @@ static int step(struct kvm_vcpu *v)
 	}
 	v->run->exit_reason = KVM_EXIT_UNKNOWN;
 	e = gmem_kvm_run_once(v);
+	/* The next step says so, whatever it was at. */
+	if (gmem_mmu_dead(&v->cpu.vm->mmu))
+		return 0;
 	/* Beside an exit it is met again. */
 	if (e.barred && e.err)
 		return resolve(v, e.gpa);
 	/* The next step says why. */
-	if (e.err && gmem_kvm_told_to_stop(v))
+	if (e.err && (e.gone || gmem_kvm_told_to_stop(v)))
 		return 0;
 	switch (e.err) {
 	case 0:

@@ -48,12 +48,10 @@ static bool leave(struct kvm_vcpu *v)
 
 /* ---- one KVM_RUN */
 
-/* What the processor fails to touch; which of the two codes it is depends on how the kernel was built. */
-static bool in_a_gate(struct kvm_vcpu *v, const siginfo_t *info, uint64_t *ret_gpa)
+/* Of what the processor fails to touch; which of the two codes it is depends on how the kernel was built. */
+static bool is_of_a_page(const siginfo_t *info)
 {
-	if (info->si_code != BUS_MCEERR_AR && info->si_code != BUS_ADRERR)
-		return false;
-	return gmem_mmu_behind_gate(&v->cpu.vcpu, info->si_addr, ret_gpa);
+	return info->si_code == BUS_MCEERR_AR || info->si_code == BUS_ADRERR;
 }
 
 /* Of a thread of this process; kernels differ in which of the two they say. */
@@ -71,9 +69,11 @@ static void take_signals(struct kvm_vcpu *v, const sigset_t *bus, bool kicked, s
 	while (sigtimedwait(bus, &info, &now) == SIGBUS) {
 		uint64_t gpa;
 
-		if (in_a_gate(v, &info, &gpa)) {
+		if (is_of_a_page(&info) && gmem_mmu_behind_gate(&v->cpu.vcpu, info.si_addr, &gpa)) {
 			e->barred = true;
 			e->gpa = gpa;
+		} else if (is_of_a_page(&info) && gmem_mmu_slots_changed(&v->cpu.vm->mmu, &v->seen)) {
+			e->gone = true;
 		} else if (kicked && is_kick(&info)) {
 			kicked = false;
 		} else {
@@ -104,6 +104,21 @@ bool gmem_kvm_told_to_stop(struct kvm_vcpu *v)
 	return atomic_load(&v->cpu.vcpu.cancel) || gmem_mmu_dead(&v->cpu.vm->mmu);
 }
 
+/* Told to stop, an instruction of which KVM waits for the rest is ended all the same, and no other is begun. */
+static int enter(struct kvm_vcpu *v)
+{
+	bool stop = gmem_kvm_told_to_stop(v);
+	int err;
+
+	if (stop && !v->unfinished)
+		return -EINTR;
+	if (stop)
+		gmem_kvm_vcpu_kick(&v->cpu);
+	err = gmem_kvm_run(v->fd);
+	v->unfinished = !err;
+	return err;
+}
+
 struct kvm_ended gmem_kvm_run_once(struct kvm_vcpu *v)
 {
 	struct kvm_ended e = { .err = 0 };
@@ -115,8 +130,9 @@ struct kvm_ended gmem_kvm_run_once(struct kvm_vcpu *v)
 	e.err = set_mask(v, &old);
 	if (!e.err) {
 		v->thread = pthread_self();
+		v->seen = gmem_mmu_see(&v->cpu.vm->mmu);
 		atomic_store(&v->whereabouts, INSIDE);
-		e.err = gmem_kvm_told_to_stop(v) ? -EINTR : gmem_kvm_run(v->fd);
+		e.err = enter(v);
 		take_signals(v, &bus, leave(v), &e);
 	}
 	if (!sigismember(&old, SIGBUS))

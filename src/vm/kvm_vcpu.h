@@ -35,7 +35,9 @@ struct kvm_vcpu {
 	struct kvm_run *run;
 	size_t run_len;
 	struct gmem_vcpu *hand; /* makes the accesses of instructions that KVM emulates */
-	bool mmio_is_ours; /* KVM waits for one: a page of a slot, which could not be had last time */
+	bool mmio_is_ours; /* KVM waits for one: a page of a slot, which could not be had yet */
+	bool unfinished; /* KVM_RUN told an exit last time: the next one begins with the rest of the instruction */
+	struct gmem_mmu_seen seen; /* before the last KVM_RUN */
 	uint64_t mmio_gpa; /* of the last one that was ours */
 	bool came_out; /* the guest did, at this page; the caller may have done something about it since */
 	uint64_t came_out_gpa;
@@ -58,6 +60,7 @@ struct kvm_ended {
 	int err;
 	bool barred; /* the guest is at a page that may not be touched by itself */
 	uint64_t gpa; /* of that */
+	bool gone; /* it was at a page that may be of no slot any more; if it is, it is met again */
 };
 
 /* True if there is a reason not to go in, or to come out: a cancellation, or the end of the VM. */
