@@ -574,7 +574,7 @@ struct gmem_memslot {
  * addresses or part of the file are in another slot. Also -ENOMEM (never for a deletion), -EIO (after fork(2), or a
  * dead VM), -EBUSY (the file's memory is, or was, open in a second object or behind a keeper: what is absent of it
  * could not be told from zero), -EOPNOTSUPP (a guest_memfd that is not mapped, or has private pages; with GMEM_VM_KVM
- * USERFAULT, or a file and hva).
+ * a file and hva, or USERFAULT without a file of the user engine).
  */
 int gmem_vm_set_slot(struct gmem_vm *vm, const struct gmem_memslot *memslot);
 

@@ -234,6 +234,61 @@ TEST_TIMEOUT(poisoned_pages, 120)
 	}
 }
 
+static void set_bitmap(struct scene *s, const uint64_t *bitmap)
+{
+	struct gmem_memslot m = { .size = sizeof(m), .gpa = GPA, .len = s->len, .file = s->file };
+
+	m.flags = bitmap ? GMEM_SLOT_USERFAULT : 0;
+	m.userfault_bitmap = bitmap;
+	CHECK_OK(gmem_vm_set_slot(s->vm, &m));
+}
+
+/* Pages that are the caller's to fill, with a bit each: those that were touched before too. */
+TEST_TIMEOUT(userfault_bitmap, 120)
+{
+	_Alignas(8) uint64_t bitmap[1], other[1] = { 0 };
+	struct scene s;
+
+	EACH_WAY(&s)
+	{
+		CHECK_EQ(run(&s, GUEST_fill, GPA, LEN / 8, 3), LEN / 8);
+		bitmap[0] = 1ull << 5 | 1ull << 63;
+		set_bitmap(&s, bitmap);
+		CHECK_EQ(run(&s, GUEST_load8, GPA + 4 * PG), guest_pattern(3, 4 * PG / 8));
+		run_err(&s, -EFAULT, GUEST_load8, GPA + 5 * PG);
+		check_fault(&s, GPA + 5 * PG, GMEM_EXIT_FLAG_USERFAULT);
+		CHECK_ERR(go_on(&s), -EFAULT);
+		set_file_word(s.file, 5 * PG, 55);
+		__atomic_fetch_and(bitmap, ~(1ull << 5), __ATOMIC_RELEASE);
+		CHECK_OK(go_on(&s));
+		CHECK_EQ(guest_result(&s.guest), 55);
+		run_err(&s, -EFAULT, GUEST_store8, GPA + 63 * PG, 7);
+		check_fault(&s, GPA + 63 * PG, GMEM_EXIT_FLAG_USERFAULT);
+		CHECK_EQ(file_word(s.file, 63 * PG), guest_pattern(3, 63 * PG / 8));
+		/* Set where nothing has been touched since: it counts. */
+		__atomic_fetch_or(bitmap, 1ull << 9, __ATOMIC_RELEASE);
+		__atomic_fetch_and(bitmap, ~(1ull << 63), __ATOMIC_RELEASE);
+		CHECK_OK(go_on(&s));
+		CHECK_EQ(file_word(s.file, 63 * PG), 7);
+		run_err(&s, -EFAULT, GUEST_load8, GPA + 9 * PG);
+		/* Another one, and none. */
+		other[0] = 1ull << 4;
+		set_bitmap(&s, other);
+		CHECK_OK(go_on(&s));
+		run_err(&s, -EFAULT, GUEST_load8, GPA + 4 * PG);
+		set_bitmap(&s, NULL);
+		CHECK_OK(go_on(&s));
+		CHECK_EQ(run(&s, GUEST_load8, GPA + 5 * PG), 55);
+		/* With the slot. */
+		CHECK_OK(del_slot(s.vm, 0));
+		set_bitmap(&s, other);
+		run_err(&s, -EFAULT, GUEST_load8, GPA + 4 * PG);
+		check_fault(&s, GPA + 4 * PG, GMEM_EXIT_FLAG_USERFAULT);
+		other[0] = 0;
+		CHECK_OK(go_on(&s));
+	}
+}
+
 /* The guest's code itself is in a page that may not be touched. */
 TEST_TIMEOUT(instructions_in_private_pages, 120)
 {

@@ -19,7 +19,8 @@ static int fault_exit(struct kvm_vcpu *v, int err, uint64_t gpa, const struct gm
 {
 	if (exit->memory_fault) {
 		v->cpu.exit.reason = GMEM_EXIT_MEMORY_FAULT;
-		v->cpu.exit.flags = exit->private ? GMEM_EXIT_FLAG_PRIVATE : 0;
+		v->cpu.exit.flags =
+			(exit->private ? GMEM_EXIT_FLAG_PRIVATE : 0) | (exit->userfault ? GMEM_EXIT_FLAG_USERFAULT : 0);
 		v->cpu.exit.gpa = gmem_page_round_down(gpa);
 		v->cpu.exit.len = GMEM_PAGE_SIZE;
 		v->came_out = true;

@@ -118,6 +118,24 @@ static int bar_supplied(struct gmem_gate *gate)
 	return err;
 }
 
+/* All of it: each page is looked for in the bitmap when a guest meets it first, with the bits of that time. */
+static int bar_userfault(struct gmem_slot *slot)
+{
+	return atomic_load(&slot->userfault) ? gmem_gate_bar(slot->gate, slot->gate->off, slot->gate->len) : 0;
+}
+
+int gmem_kvm_slot_set_userfault(struct gmem_slot *slot)
+{
+	int err;
+
+	if (!slot->gate)
+		return 0;
+	lock(slot);
+	err = bar_userfault(slot);
+	unlock(slot);
+	return err;
+}
+
 /* What is so already when the slot is set. What comes later is an invalidation. */
 static int bar_at_first(struct gmem_slot *slot)
 {
@@ -130,6 +148,8 @@ static int bar_at_first(struct gmem_slot *slot)
 		err = bar_lost(gate);
 	if (!err && type_bars_private(slot->vm))
 		err = bar_private(gate);
+	if (!err)
+		err = bar_userfault(slot);
 	unlock(slot);
 	return err;
 }

@@ -334,22 +334,30 @@ static int move(struct gmem_vm *vm, struct gmem_slot *old, const struct gmem_mem
 /* What faults found out before this maps nothing after it, and nobody looks at the old bitmap. slots_lock held. */
 static int set_flags(struct gmem_vm *vm, struct gmem_slot *slot, const struct gmem_memslot *s)
 {
-	const uint64_t *bitmap = bitmap_of(s);
+	const uint64_t *bitmap = bitmap_of(s), *had;
 	uint32_t old = atomic_exchange(&slot->flags, s->flags);
-	int err = old == s->flags ? 0 : gmem_kvm_slot_add(vm, slot);
+	/* Bitmaps are no flag of KVM's, and what has a file has no other flags. */
+	int err = old == s->flags || gmem_slot_has_file(slot) ? 0 : gmem_kvm_slot_add(vm, slot);
 
 	if (err) {
 		atomic_store(&slot->flags, old);
 		return err;
 	}
-	if (atomic_exchange(&slot->userfault, bitmap) == bitmap)
+	had = atomic_exchange(&slot->userfault, bitmap);
+	if (had == bitmap)
 		return 0;
-	if (bitmap && gmem_slot_has_file(slot))
+	if (bitmap && gmem_slot_has_file(slot)) {
 		gmem_mmu_zap(&vm->mmu, slot->gfn, slot->npages, BOTH);
+		err = gmem_kvm_slot_set_userfault(slot);
+	}
+	if (err) {
+		atomic_store(&slot->flags, old);
+		atomic_store(&slot->userfault, had);
+	}
 	gmem_mmu_wait_readers(&vm->mmu);
 	if (bitmap)
 		gmem_hva_drain(&vm->mmu, slot);
-	return 0;
+	return err ? gmem_err_prefix(err, "gmem_vm_set_slot: slot %u", s->slot) : 0;
 }
 
 /* slots_lock held. */
@@ -372,6 +380,20 @@ static int modify(struct gmem_vm *vm, struct gmem_slot *slot, const struct gmem_
 	return set_flags(vm, slot, s);
 }
 
+/* What guests on KVM cannot be kept from: accesses that are KVM's own business. */
+static int check_kvm(const struct gmem_vm *vm, const struct gmem_memslot *s)
+{
+	if (vm->kvm < 0 || !s->len)
+		return 0;
+	if (s->file && s->hva)
+		return gmem_err(-EOPNOTSUPP, "gmem_vm_set_slot: slot %u: two memories of one slot, on KVM", s->slot);
+	if ((s->flags & GMEM_SLOT_USERFAULT) && (!s->file || s->file->engine == GMEM_ENGINE_KERNEL))
+		return gmem_err(-EOPNOTSUPP,
+				"gmem_vm_set_slot: slot %u: a bitmap on KVM, and not of a file of the user engine",
+				s->slot);
+	return 0;
+}
+
 int gmem_vm_set_slot(struct gmem_vm *vm, const struct gmem_memslot *memslot)
 {
 	struct gmem_slot *slot;
@@ -389,10 +411,9 @@ int gmem_vm_set_slot(struct gmem_vm *vm, const struct gmem_memslot *memslot)
 	err = check(memslot);
 	if (err)
 		return err;
-	if (vm->kvm >= 0 && memslot->len && ((memslot->flags & GMEM_SLOT_USERFAULT) || (memslot->file && memslot->hva)))
-		return gmem_err(-EOPNOTSUPP,
-				"gmem_vm_set_slot: slot %u: no KVM has bitmaps, or two memories of one slot",
-				memslot->slot);
+	err = check_kvm(vm, memslot);
+	if (err)
+		return err;
 	gmem_vm_lock_slots(vm);
 	slot = gmem_vm_slot_by_id(vm, memslot->slot);
 	if (gmem_mmu_dead(&vm->mmu))

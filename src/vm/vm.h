@@ -125,6 +125,8 @@ void gmem_kvm_slot_drop(struct gmem_vm *vm, struct gmem_slot *slot);
  * theirs any more. If that cannot be had, the VM is dead, and they do not reach the slot at all.
  */
 void gmem_kvm_slot_invalidate(struct gmem_slot *slot, uint64_t off, uint64_t len, uint32_t sides);
+/* Its bitmap is another one. -ENOMEM, -EMFILE: some of it may be barred. No lock of the file held. */
+int gmem_kvm_slot_set_userfault(struct gmem_slot *slot);
 /* The same of all of it, when its file is closed. No lock of the file held. */
 void gmem_kvm_slot_bar(struct gmem_slot *slot);
 
