@@ -42,9 +42,9 @@ void gmem_gate_close(struct gmem_gate *gate);
  * Invalidate lock held, exclusive, and nobody lets a page pass meanwhile.
  */
 int gmem_gate_bar(struct gmem_gate *gate, uint64_t off, uint64_t len);
-/* Unmaps everything: for what should be barred and cannot be. An access is -EFAULT from then on. As gmem_gate_bar(). */
+/* Unmaps everything: for what should be barred and cannot be. An access is -EFAULT then. As gmem_gate_bar(). */
 void gmem_gate_shut(struct gmem_gate *gate);
-/* For one that KVM may go on using: closing it leaves nothing at its addresses, and keeps them from being used again. */
+/* For one that KVM may go on using: closing it leaves nothing at its addresses, and nobody else gets them. */
 void gmem_gate_keep_place(struct gmem_gate *gate);
 
 /*
