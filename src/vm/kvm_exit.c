@@ -138,6 +138,15 @@ static int finish_mmio(struct kvm_vcpu *v)
 	return gmem_err_prefix(err, "gmem_vcpu_run");
 }
 
+/* Since the guest went in. In this order: who is seen to let no page pass any more has counted it. */
+static bool pages_changed(const struct kvm_vcpu *v)
+{
+	struct gmem_vm *vm = v->cpu.vm;
+
+	return atomic_load(&vm->passing) || atomic_load(&vm->passed) != v->seen_passed ||
+	       gmem_mmu_pages_changed(&vm->mmu, &v->seen);
+}
+
 static int resolve_if_slot(struct kvm_vcpu *v, uint64_t gpa)
 {
 	return gmem_mmu_has_slot(&v->cpu.vcpu, gpa >> GMEM_PAGE_SHIFT) ? resolve(v, gpa) : 0;
@@ -145,12 +154,12 @@ static int resolve_if_slot(struct kvm_vcpu *v, uint64_t gpa)
 
 /*
  * KVM could not emulate an instruction. If one of its pages was barred, that was why: the bytes of the instruction,
- * which may lie across two, or what it was at last. So too if any was barred meanwhile: between the two halves of a
- * locked access, say.
+ * which may lie across two, or what it was at last. So too if any was barred meanwhile, between the two halves of a
+ * locked access, say; or was let through by another vCPU since.
  */
 static int handle_emulation_failure(struct kvm_vcpu *v)
 {
-	const uint64_t longest = 15, before = v->passed;
+	const uint64_t longest = 15;
 	uint64_t gpa;
 	int err = 0;
 
@@ -161,7 +170,7 @@ static int handle_emulation_failure(struct kvm_vcpu *v)
 	}
 	if (!err)
 		err = resolve_if_slot(v, v->mmio_gpa);
-	if (err || v->passed != before || gmem_mmu_pages_changed(&v->cpu.vm->mmu, &v->seen))
+	if (err || pages_changed(v))
 		return err;
 	v->cpu.exit.reason = (enum gmem_exit_reason)KVM_EXIT_INTERNAL_ERROR;
 	return 1;

@@ -13,12 +13,19 @@
 
 static enum gmem_map_result let_pass(struct gmem_vcpu *vcpu, const struct gmem_mapping *m)
 {
-	int err = m->gate ? gmem_gate_pass(m->gate, m->off, m->alone) : -EEXIST;
+	struct gmem_vm *vm = gmem_cpu_of(vcpu)->vm;
+	int err = -EEXIST;
 
-	if (!err) {
-		((struct kvm_vcpu *)vcpu)->passed++;
-		return GMEM_MAP_FIXED;
+	if (m->gate) {
+		atomic_fetch_add(&vm->passing, 1);
+		err = gmem_gate_pass(m->gate, m->off, m->alone);
+		/* Before it is over: see pages_changed() in kvm_exit.c. */
+		if (!err)
+			atomic_fetch_add(&vm->passed, 1);
+		atomic_fetch_sub(&vm->passing, 1);
 	}
+	if (!err)
+		return GMEM_MAP_FIXED;
 	if (err == -EEXIST)
 		return GMEM_MAP_SPURIOUS;
 	vcpu->map_err = err;

@@ -37,11 +37,11 @@ struct kvm_vcpu {
 	struct gmem_vcpu *hand; /* makes the accesses of instructions that KVM emulates */
 	bool mmio_is_ours; /* KVM waits for one: a page of a slot, which could not be had yet */
 	bool unfinished; /* KVM_RUN told an exit last time: the next one begins with the rest of the instruction */
-	struct gmem_mmu_seen seen; /* before the last KVM_RUN */
+	struct gmem_mmu_seen seen; /* before the last KVM_RUN, as is the next */
+	uint64_t seen_passed; /* vm->passed */
 	uint64_t mmio_gpa; /* of the last one that was ours */
 	bool came_out; /* the guest did, at this page; the caller may have done something about it since */
 	uint64_t came_out_gpa;
-	uint64_t passed; /* pages that were barred, and let through */
 	bool mask_known;
 	sigset_t mask; /* KVM's, of the last run */
 	_Atomic int whereabouts; /* enum whereabouts */

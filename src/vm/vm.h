@@ -39,6 +39,8 @@ struct gmem_vm {
 	int kvm; /* KVM's VM, whose slots are these; -1: none */
 	pthread_mutex_t vcpus_lock; /* a leaf; guards the list */
 	struct gmem_cpu *vcpus; /* of KVM's */
+	_Atomic uint64_t passed; /* times that one has let barred pages pass */
+	_Atomic uint32_t passing; /* that are at it */
 	_Atomic uint64_t populated, sources; /* see gmem_vm_stats */
 	_Atomic bool cancel; /* the next page of a populate is not done */
 };
