@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: MIT */
+/* The machines that programs run in, and the steps of the host. */
+#define TAP_NO_MAIN
+#include "programs_machine.h"
+
+#include "slot_util.h"
+
+static int put_slot(struct machine *m, uint32_t slot)
+{
+	const uint64_t half = P(PAGES / 2);
+
+	switch (slot) {
+	case 0:
+	case 1:
+		return set_slot(m->vm, slot, GPA + slot * half, half, m->file, slot * half);
+	case 2:
+		return set_hva_slot(m->vm, 2, 0, GPA + HVA, P(HVA_PAGES), m->hva);
+	default:
+		return set_hva_slot(m->vm, 3, GMEM_SLOT_READONLY, GPA + HVA_READONLY, P(HVA_PAGES),
+				    m->hva + P(HVA_PAGES));
+	}
+}
+
+static struct gmem_file *file_of_way(struct machine *m)
+{
+	struct gmem_file_opts o = { .size = sizeof(o), .engine = m->way->engine };
+	struct gmem_file *file;
+
+	if (m->way->engine == GMEM_ENGINE_KERNEL) {
+		o.needs = GMEM_NEED_VCPU;
+		o.kvm_vm = m->way->kvm ? gmem_vm_kvm_fd(m->vm) : 0;
+		if (gmem_file_create(P(PAGES), &o, &file))
+			SKIP("guest_memfd", "%s", gmem_last_error());
+	} else {
+		CHECK_OK(gmem_file_create(P(PAGES), &o, &file));
+	}
+	CHECK_EQ(gmem_file_engine(file), m->way->engine);
+	return file;
+}
+
+void machine_set_up(struct machine *m, const struct way *way, enum gmem_vm_type type)
+{
+	*m = (struct machine){ .way = way, .vm = way->kvm ? new_kvm_vm(type) : new_vm(type) };
+	m->file = file_of_way(m);
+	m->hva = plain_memory(2 * P(HVA_PAGES), RW);
+	for (uint32_t slot = 0; slot < 4; slot++)
+		CHECK_OK(put_slot(m, slot));
+	if (!way->kvm) {
+		m->vcpu = new_vcpu(m->vm);
+		return;
+	}
+	m->vcpu = new_kvm_vcpu(m->vm, 0);
+	m->boot = boot_range(m->vm, 0);
+	guest_init(&m->guest, gmem_vcpu_kvm_fd(m->vcpu), gmem_vcpu_kvm_run(m->vcpu), m->boot, BOOT_GPA, way->mode,
+		   false);
+}
+
+void machine_tear_down(struct machine *m)
+{
+	if (m->supply)
+		end_supply(m->file, m->supply);
+	gmem_vcpu_free(m->vcpu);
+	gmem_vm_free(m->vm);
+	gmem_file_free(m->file);
+	munmap(m->hva, 2 * P(HVA_PAGES));
+	if (m->boot)
+		munmap(m->boot, GUEST_BOOT_LEN);
+}
+
+/* ---- the host */
+
+static char *hva_at(struct machine *m, uint64_t at)
+{
+	return at >= HVA_READONLY ? m->hva + P(HVA_PAGES) + (at - HVA_READONLY) : m->hva + (at - HVA);
+}
+
+static int host_word(struct machine *m, enum op op, uint64_t at, uint64_t *word)
+{
+	if (at < P(PAGES))
+		return op == READ ? gmem_file_read(m->file, at, word, 8) : gmem_file_write(m->file, at, word, 8);
+	memcpy(op == READ ? (void *)word : hva_at(m, at), op == READ ? hva_at(m, at) : (void *)word, 8);
+	return 0;
+}
+
+int host_do(struct machine *m, enum op op, uint64_t at, uint64_t n, uint64_t *value)
+{
+	switch (op) {
+	case NOTHING:
+		return 0;
+	case WRITE:
+	case READ:
+		return host_word(m, op, at, value);
+	case PRIVATE:
+		return gmem_file_set_attributes(m->file, at, P(n), GMEM_ATTRIBUTE_PRIVATE, NULL);
+	case SHARED:
+		return gmem_file_set_attributes(m->file, at, P(n), 0, NULL);
+	case PUNCH:
+		return gmem_file_punch(m->file, at, P(n));
+	case POISON:
+		return gmem_file_poison(m->file, at, P(n));
+	case FREE_FILE:
+		gmem_file_free(m->file);
+		m->file = NULL;
+		return 0;
+	case DELETE:
+		return del_slot(m->vm, (uint32_t)n);
+	case SET:
+		return put_slot(m, (uint32_t)n);
+	case SUPPLY:
+		m->supply = new_supply(m->file, at, P(n), bring_in, &m->supplier);
+		return 0;
+	case SUPPLIED:
+		*value = atomic_load(&m->supplier.calls);
+		return 0;
+	case END_SUPPLY:
+		end_supply(m->file, m->supply);
+		m->supply = NULL;
+		return 0;
+	case HIDE:
+	case SHOW:
+		return mprotect(hva_at(m, at), P(n), op == HIDE ? PROT_NONE : RW) ? -errno : 0;
+	default:
+		FAIL("op %d is not the host's", (int)op);
+	}
+}
