@@ -119,6 +119,13 @@ int gmem_kvm_plain_slot_set(int vm, uint32_t slot, uint32_t flags, uint64_t gpa,
 	return gmem_sys_ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region);
 }
 
+int gmem_kvm_dirty_log(int vm, uint32_t slot, uint64_t *bitmap)
+{
+	struct kvm_dirty_log log = { .slot = slot, .dirty_bitmap = bitmap };
+
+	return gmem_sys_ioctl(vm, KVM_GET_DIRTY_LOG, &log);
+}
+
 int gmem_kvm_run_len(int kvm)
 {
 	return gmem_sys_ioctl_val(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);

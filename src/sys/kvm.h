@@ -36,6 +36,9 @@ int gmem_kvm_memfd_attributes_set(int gmemfd, uint64_t off, uint64_t len, uint64
 /* Plain memory, with KVM_MEM_* flags but for a guest_memfd's; on kernels before 6.8 too. len 0 deletes. */
 int gmem_kvm_plain_slot_set(int vm, uint32_t slot, uint32_t flags, uint64_t gpa, uint64_t len, void *hva);
 
+/* Pages written to since the last call, of a slot with KVM_MEM_LOG_DIRTY_PAGES: a bit each, in words of 64. */
+int gmem_kvm_dirty_log(int vm, uint32_t slot, uint64_t *bitmap);
+
 int gmem_kvm_pre_fault(int vcpu, uint64_t gpa, uint64_t len);
 
 /* Bytes of a vCPU's struct kvm_run, to be mapped from its descriptor. */
