@@ -528,7 +528,7 @@ int gmem_vm_stats(struct gmem_vm *vm, struct gmem_vm_stats *stats);
  */
 void gmem_vm_cancel(struct gmem_vm *vm);
 
-#define GMEM_SLOT_LOG_DIRTY (1u << 0) /* KVM_MEM_LOG_DIRTY_PAGES; without a file only */
+#define GMEM_SLOT_LOG_DIRTY (1u << 0) /* KVM_MEM_LOG_DIRTY_PAGES; without a file only: see gmem_vm_set_log() */
 #define GMEM_SLOT_READONLY (1u << 1) /* KVM_MEM_READONLY: a store exits; without a file, not in SNP and TDX */
 #define GMEM_SLOT_USERFAULT (1u << 3) /* KVM_MEM_USERFAULT of the KVM userfault series: see userfault_bitmap */
 
@@ -577,6 +577,36 @@ struct gmem_memslot {
  * a file and hva, or USERFAULT without a file of the user engine).
  */
 int gmem_vm_set_slot(struct gmem_vm *vm, const struct gmem_memslot *memslot);
+
+#define GMEM_LOG_DIRTY (1u << 0) /* pages that guests wrote to */
+#define GMEM_LOG_ACCESSED (1u << 1) /* pages that guests touched at all */
+
+/*
+ * Which logs a slot keeps from now on; 0: none. A log that it keeps already stays as it is, another one begins empty.
+ * Without a file GMEM_LOG_DIRTY is the slot's flag GMEM_SLOT_LOG_DIRTY. What guests do is logged, on KVM too; not what
+ * the host does (views, populate, punch, conversions). Waits as gmem_vm_set_slot() does. -EINVAL: no such slot, an
+ * unknown log. -ENOMEM. -EOPNOTSUPP: with GMEM_VM_KVM, a file of the kernel engine, or GMEM_LOG_ACCESSED without a
+ * file. -EIO: as gmem_vm_set_slot(). On failure all is as it was.
+ *
+ * A page that is mapped without being touched (gmem_vcpu_pre_fault(), gmem_mmu_map_private_pfn()) counts as touched.
+ * KVM counts some that a guest has only read as written to.
+ */
+int gmem_vm_set_log(struct gmem_vm *vm, uint32_t slot, uint32_t logs);
+
+#define GMEM_LOG_CLEAR (1u << 0) /* what is in the result is in the log no more */
+
+/*
+ * Pages [first, first + npages) of the slot, one log: a bit each in words of 64, bit 0 of word 0 is `first`; bits of
+ * the last word past them become 0. Returns how many are set. With GMEM_LOG_CLEAR a write is in this result or in the
+ * next: pages that are copied after the call has returned, and are not in the next result, are as they were copied.
+ * -EINVAL: log, flags, range, no such slot, one that does not keep the log. -ENOMEM, -EMFILE: nothing is cleared. -EIO.
+ */
+int64_t gmem_vm_get_log(struct gmem_vm *vm, uint32_t slot, uint32_t log, uint64_t first, uint64_t npages,
+			uint64_t *bitmap, uint32_t flags);
+
+/* Clears the pages whose bits are set, to be copied afterwards. Bits past the last one are not looked at. As above. */
+int gmem_vm_clear_log(struct gmem_vm *vm, uint32_t slot, uint32_t log, uint64_t first, uint64_t npages,
+		      const uint64_t *bitmap);
 
 /* ------------------------------------------------------------------------------------------------ vcpu */
 

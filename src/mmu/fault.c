@@ -9,6 +9,7 @@
 
 #include "base/err.h"
 #include "base/range.h"
+#include "mmu/log.h"
 #include "mmu/mmu.h"
 
 /* What was found out of a page. */
@@ -66,7 +67,8 @@ static int find(struct gmem_vcpu *vcpu, uint64_t gfn, struct found *f)
 	} else {
 		uint64_t first = gfn & ~(gmem_level_pages(GMEM_LEVEL_2M) - 1);
 		uint64_t pfn = gmem_slot_pfn(slot, gfn);
-		bool large = first >= slot->gfn &&
+		uint32_t logs = gmem_slot_logs(slot);
+		bool large = !logs && first >= slot->gfn &&
 			     first + gmem_level_pages(GMEM_LEVEL_2M) <= slot->gfn + slot->npages &&
 			     (pfn - gfn) % gmem_level_pages(GMEM_LEVEL_2M) == 0 && !atomic_load(&slot->tracked) &&
 			     !gmem_slot_userfault(slot, first, gmem_level_pages(GMEM_LEVEL_2M));
@@ -78,8 +80,10 @@ static int find(struct gmem_vcpu *vcpu, uint64_t gfn, struct found *f)
 		f->m = (struct gmem_mapping){
 			.gfn = gfn,
 			.pfn = pfn,
+			.slot = slot,
 			.gate = slot->gate,
-			.alone = atomic_load(&slot->userfault),
+			.alone = atomic_load(&slot->userfault) || (logs & GMEM_LOG_ACCESSED),
+			.logs = logs,
 			.off = f->off,
 			.writable = !f->tracked,
 			.level = large ? GMEM_LEVEL_2M : GMEM_LEVEL_4K,
@@ -277,9 +281,18 @@ static int get_page(struct gmem_vcpu *vcpu, struct found *f, enum gmem_want want
 static void want_access(const struct gmem_mmu *mmu, struct gmem_mapping *m, uint32_t access)
 {
 	m->access = access;
+	/* The first write is to be seen. */
+	if ((m->logs & GMEM_LOG_DIRTY) && !(access & GMEM_ACCESS_WRITE))
+		m->writable = false;
 	m->nx_huge_pages = atomic_load(&mmu->nx_huge_pages);
 	if ((access & GMEM_ACCESS_EXEC) && m->nx_huge_pages)
 		m->level = GMEM_LEVEL_4K;
+}
+
+/* Before it is mapped, so that what is mapped was noted. As to map it: the slot is there, and so is its log. */
+static void note(const struct gmem_mapping *m)
+{
+	gmem_slot_note(m->slot, m->gfn, m->access & GMEM_ACCESS_WRITE);
 }
 
 /*
@@ -292,8 +305,10 @@ static enum gmem_map_result map_elsewhere(struct gmem_vcpu *vcpu, const struct g
 	enum gmem_map_result r = GMEM_MAP_RETRY;
 
 	gmem_rwlock_lock_shared(&mmu->lock);
-	if (!atomic_load(&mmu->invalidating) && atomic_load(&mmu->invalidate_seq) == seq)
+	if (!atomic_load(&mmu->invalidating) && atomic_load(&mmu->invalidate_seq) == seq) {
+		note(m);
 		r = vcpu->map(vcpu, m);
+	}
 	gmem_rwlock_unlock_shared(&mmu->lock);
 	return r;
 }
@@ -310,8 +325,10 @@ static enum gmem_map_result map(struct gmem_vcpu *vcpu, const struct gmem_mappin
 		return map_elsewhere(vcpu, m, seq);
 	if (!gmem_mmu_begin_map(vcpu))
 		return r;
-	if (atomic_load(&vcpu->mmu->invalidate_seq) == seq)
+	if (atomic_load(&vcpu->mmu->invalidate_seq) == seq) {
+		note(m);
 		r = gmem_mmu_map(vcpu, m);
+	}
 	gmem_mmu_end_map(vcpu);
 	return r;
 }
@@ -345,6 +362,7 @@ static bool map_in_place(struct gmem_vcpu *vcpu, uint64_t gfn, uint32_t access, 
 	if (!find(vcpu, gfn, &f) && in_place(&f, access, want)) {
 		gmem_mmu_count(vcpu, GMEM_MMU_LOOKUPS);
 		want_access(vcpu->mmu, &f.m, access);
+		note(&f.m);
 		r = gmem_mmu_map(vcpu, &f.m);
 	}
 	gmem_mmu_end_map(vcpu);

@@ -195,9 +195,11 @@ static inline uint64_t gmem_mmu_walk(const struct gmem_vcpu *vcpu, uint64_t gfn)
 
 struct gmem_mapping {
 	uint64_t gfn, pfn; /* of the 4 KiB page that is wanted */
+	struct gmem_slot *slot; /* inside a section alone */
 	struct gmem_gate *gate; /* of its slot */
 	uint64_t off; /* in the file */
 	bool alone; /* of the slot's other pages nothing follows from it */
+	uint32_t logs; /* that the slot keeps */
 	uint32_t access;
 	bool private;
 	bool writable;

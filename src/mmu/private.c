@@ -9,6 +9,7 @@
 #include <errno.h>
 
 #include "base/err.h"
+#include "mmu/log.h"
 #include "mmu/mmu.h"
 
 int gmem_mmu_map_private_pfn(struct gmem_vcpu *vcpu, uint64_t gfn, uint64_t pfn)
@@ -41,6 +42,8 @@ int gmem_mmu_map_private_pfn(struct gmem_vcpu *vcpu, uint64_t gfn, uint64_t pfn)
 	if (gmem_slot_tracked(slot, gfn))
 		return gmem_err(-EPERM, "gmem_mmu_map_private_pfn: gfn 0x%llx: its writes are watched",
 				(unsigned long long)gfn);
+	if (gmem_slot_logs(slot) & GMEM_LOG_DIRTY)
+		m.writable = false;
 	err = gmem_mmu_reload(vcpu);
 	if (err)
 		return err;
@@ -61,6 +64,8 @@ int gmem_mmu_map_private_pfn(struct gmem_vcpu *vcpu, uint64_t gfn, uint64_t pfn)
 	if (r != GMEM_MAP_FIXED)
 		return gmem_err(-EIO, "gmem_mmu_map_private_pfn: gfn 0x%llx: %s", (unsigned long long)gfn,
 				r == GMEM_MAP_SPURIOUS ? "mapped already" : "something else is mapped there");
+	/* slots_lock is held: nobody has looked meanwhile. */
+	gmem_slot_note(slot, gfn, false);
 	gmem_mmu_count(vcpu, GMEM_MMU_PRIVATE_MAPS);
 	return 0;
 }

@@ -17,6 +17,8 @@
 
 #include "file/file.h"
 
+struct gmem_log;
+
 struct gmem_slot {
 	uint32_t id;
 	_Atomic uint32_t flags; /* GMEM_SLOT_*; changed under the VM's slots_lock, GMEM_SLOT_READONLY never */
@@ -34,6 +36,7 @@ struct gmem_slot {
 	const uint64_t *_Atomic userfault;
 	/* Accesses to `hva` that go on, see hva.c. */
 	_Atomic uint32_t phase, users[2];
+	struct gmem_log *_Atomic log; /* see mmu/log.h; NULL: none is kept; changed under slots_lock */
 	uint8_t *_Atomic tracked; /* a flag a page: writes are watched; NULL: none */
 	struct gmem_binding binding;
 	_Atomic uint32_t refs;

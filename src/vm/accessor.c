@@ -13,6 +13,7 @@
 
 #include "base/err.h"
 #include "base/range.h"
+#include "mmu/log.h"
 #include "sys/call.h"
 #include "vm/accessor.h"
 
@@ -137,6 +138,9 @@ int gmem_accessor_hva(struct gmem_hva *hva, size_t at, void *bounce, size_t n, b
 
 	gmem_might_fault();
 	done = store ? gmem_sys_poke(page + at, bounce, n) : gmem_sys_peek(bounce, page + at, n);
+	/* Nothing keeps it from being written to, so after that: who looks in between copies it, and finds it again. */
+	if (done > 0)
+		gmem_slot_note(hva->slot, hva->slot->gfn + (uint64_t)(page - hva->slot->hva) / GMEM_PAGE_SIZE, store);
 	gmem_hva_put(hva);
 	return done == (ssize_t)n ? 0 : hva_error(done, page);
 }

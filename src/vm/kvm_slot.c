@@ -12,6 +12,7 @@
 #include "base/err.h"
 #include "base/range.h"
 #include "file/gate.h"
+#include "mmu/log.h"
 #include "sys/kvm.h"
 #include "vm/vm.h"
 
@@ -154,7 +155,47 @@ static int bar_at_first(struct gmem_slot *slot)
 	return err;
 }
 
+int gmem_kvm_slot_bar_pages(struct gmem_slot *slot, uint64_t page, uint64_t npages)
+{
+	struct gmem_gate *gate = slot->gate;
+	int err;
+
+	gmem_rwlock_lock(&gate->file->invalidate_lock);
+	gmem_mmu_invalidate_begin(&slot->vm->mmu, slot->gfn + page, npages, SIDES);
+	err = gmem_gate_bar(gate, gate->off + (page << GMEM_PAGE_SHIFT), npages << GMEM_PAGE_SHIFT);
+	gmem_mmu_invalidate_end(&slot->vm->mmu);
+	gmem_rwlock_unlock(&gate->file->invalidate_lock);
+	return err;
+}
+
 /* ---- KVM */
+
+/* Of the slot, in KVM, where it is plain memory. */
+static uint32_t flags_of(const struct gmem_slot *slot)
+{
+	uint32_t flags = gmem_slot_has_file(slot) ? 0 : atomic_load(&slot->flags) & ~GMEM_SLOT_LOG_DIRTY;
+
+	return flags | (gmem_slot_logs(slot) & GMEM_LOG_DIRTY ? GMEM_SLOT_LOG_DIRTY : 0);
+}
+
+int gmem_kvm_slot_log(struct gmem_slot *slot, bool on)
+{
+	uint32_t flags = (flags_of(slot) & ~GMEM_SLOT_LOG_DIRTY) | (on ? GMEM_SLOT_LOG_DIRTY : 0);
+	int err;
+
+	if (!slot->in_kvm)
+		return 0;
+	err = gmem_kvm_plain_slot_set(slot->vm->kvm, slot->id, flags, slot->gfn << GMEM_PAGE_SHIFT,
+				      slot->npages << GMEM_PAGE_SHIFT, slot->gate ? slot->gate->addr : slot->hva);
+	return err ? gmem_err_sys(err, "slot %u: KVM", slot->id) : 0;
+}
+
+int gmem_kvm_slot_get_log(struct gmem_slot *slot, uint64_t *bitmap)
+{
+	int err = gmem_kvm_dirty_log(slot->vm->kvm, slot->id, bitmap);
+
+	return err ? gmem_err_sys(err, "slot %u: KVM_GET_DIRTY_LOG", slot->id) : 0;
+}
 
 int gmem_kvm_slot_add(struct gmem_vm *vm, struct gmem_slot *slot)
 {
@@ -164,7 +205,7 @@ int gmem_kvm_slot_add(struct gmem_vm *vm, struct gmem_slot *slot)
 	if (vm->kvm < 0)
 		return 0;
 	if (!gmem_slot_has_file(slot)) {
-		err = gmem_kvm_plain_slot_set(vm->kvm, slot->id, atomic_load(&slot->flags), gpa, len, slot->hva);
+		err = gmem_kvm_plain_slot_set(vm->kvm, slot->id, flags_of(slot), gpa, len, slot->hva);
 	} else if (!slot->gate) {
 		/* KVM's own accesses, as of an instruction that it emulates, go through the address. */
 		err = gmem_kvm_slot_set(vm->kvm, slot->id, gpa, len, slot->window, atomic_load(&slot->file)->fd,
@@ -173,7 +214,7 @@ int gmem_kvm_slot_add(struct gmem_vm *vm, struct gmem_slot *slot)
 		err = bar_at_first(slot);
 		if (err)
 			return err;
-		err = gmem_kvm_plain_slot_set(vm->kvm, slot->id, 0, gpa, len, slot->gate->addr);
+		err = gmem_kvm_plain_slot_set(vm->kvm, slot->id, flags_of(slot), gpa, len, slot->gate->addr);
 	}
 	slot->in_kvm |= !err;
 	return err ? gmem_err_sys(err, "KVM") : 0;

@@ -14,6 +14,7 @@
 #include "base/opts.h"
 #include "base/range.h"
 #include "file/gate.h"
+#include "mmu/log.h"
 #include "vm/vm.h"
 
 #define MAX_SLOTS 32764u /* KVM's own limit on x86: KVM_CAP_NR_MEMSLOTS */
@@ -28,6 +29,7 @@ static void put_slot(struct gmem_slot *slot)
 	if (atomic_fetch_sub_explicit(&slot->refs, 1, memory_order_acq_rel) != 1)
 		return;
 	free(atomic_load(&slot->tracked));
+	gmem_log_free(atomic_load(&slot->log), NULL);
 	free(slot);
 	gmem_vm_put(vm);
 }
@@ -207,6 +209,14 @@ static const uint64_t *bitmap_of(const struct gmem_memslot *s)
 	return s->flags & GMEM_SLOT_USERFAULT ? s->userfault_bitmap : NULL;
 }
 
+/* That a slot keeps, which keeps others: with a file, not the flags decide. */
+static uint32_t logs_of(const struct gmem_memslot *s, uint32_t logs)
+{
+	if (s->file)
+		return logs;
+	return (logs & ~GMEM_LOG_DIRTY) | (s->flags & GMEM_SLOT_LOG_DIRTY ? GMEM_LOG_DIRTY : 0);
+}
+
 /* No slot yet: nobody finds it, and it is not bound. */
 static struct gmem_slot *new_slot(struct gmem_vm *vm, const struct gmem_memslot *s)
 {
@@ -284,6 +294,8 @@ static int create(struct gmem_vm *vm, const struct gmem_memslot *s)
 	}
 	err = check_addressable(vm, s);
 	if (!err)
+		err = gmem_vm_change_logs(slot, logs_of(s, 0));
+	if (!err)
 		err = gmem_vm_swap_slot(vm, NULL, slot);
 	if (err)
 		goto out_unbind;
@@ -309,6 +321,7 @@ out_close:
 /* Its number and memory at other addresses. slots_lock held. */
 static int move(struct gmem_vm *vm, struct gmem_slot *old, const struct gmem_memslot *s)
 {
+	uint32_t logs = gmem_slot_logs(old);
 	struct gmem_slot *new;
 	int err = check_overlap(vm, s, old);
 
@@ -319,30 +332,38 @@ static int move(struct gmem_vm *vm, struct gmem_slot *old, const struct gmem_mem
 	new = new_slot(vm, s);
 	if (!new)
 		return gmem_err_sys(-ENOMEM, "gmem_vm_set_slot");
+	/* Logs move with it, as KVM's does. One that is new has its memory before anything is changed. */
+	err = gmem_vm_change_logs(old, logs | logs_of(s, logs));
 	/* To KVM it is one change, of the slot of that number. */
-	err = gmem_kvm_slot_add(vm, new);
+	atomic_store(&new->log, atomic_load(&old->log));
+	if (!err)
+		err = gmem_kvm_slot_add(vm, new);
 	if (!err)
 		err = gmem_vm_swap_slot(vm, old, new);
 	if (err) {
+		atomic_store(&new->log, NULL);
 		put_slot(new);
+		if (logs != gmem_slot_logs(old))
+			(void)gmem_vm_change_logs(old, logs);
 		return err;
 	}
+	gmem_hva_drain(&vm->mmu, old);
+	atomic_store(&old->log, NULL);
 	forget(vm, old);
-	return 0;
+	return gmem_vm_change_logs(new, logs_of(s, logs));
 }
 
 /* What faults found out before this maps nothing after it, and nobody looks at the old bitmap. slots_lock held. */
 static int set_flags(struct gmem_vm *vm, struct gmem_slot *slot, const struct gmem_memslot *s)
 {
 	const uint64_t *bitmap = bitmap_of(s), *had;
-	uint32_t old = atomic_exchange(&slot->flags, s->flags);
-	/* Bitmaps are no flag of KVM's, and what has a file has no other flags. */
-	int err = old == s->flags || gmem_slot_has_file(slot) ? 0 : gmem_kvm_slot_add(vm, slot);
+	int err = gmem_vm_change_logs(slot, logs_of(s, gmem_slot_logs(slot)));
+	uint32_t old;
 
-	if (err) {
-		atomic_store(&slot->flags, old);
-		return err;
-	}
+	if (err)
+		return gmem_err_prefix(err, "gmem_vm_set_slot");
+	/* Bitmaps are no flag of KVM's. */
+	old = atomic_exchange(&slot->flags, s->flags);
 	had = atomic_exchange(&slot->userfault, bitmap);
 	if (had == bitmap)
 		return 0;

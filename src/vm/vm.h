@@ -131,6 +131,20 @@ void gmem_kvm_slot_invalidate(struct gmem_slot *slot, uint64_t off, uint64_t len
 int gmem_kvm_slot_set_userfault(struct gmem_slot *slot);
 /* The same of all of it, when its file is closed. No lock of the file held. */
 void gmem_kvm_slot_bar(struct gmem_slot *slot);
+/* Translations of those pages of a slot with a gate go, and guests on KVM come out at them. -ENOMEM, -EMFILE. */
+int gmem_kvm_slot_bar_pages(struct gmem_slot *slot, uint64_t page, uint64_t npages);
+/* KVM keeps a log of writes from then on, or none. KVM's errors. */
+int gmem_kvm_slot_log(struct gmem_slot *slot, bool on);
+/* Takes that log: a bit a page. In KVM's slot. */
+int gmem_kvm_slot_get_log(struct gmem_slot *slot, uint64_t *bitmap);
+
+/* ---- log.c */
+
+/*
+ * The slot keeps those logs, GMEM_LOG_*, from then on; what it keeps on stays as it is. -ENOMEM, KVM's errors: as
+ * before. Waits for accesses to the caller's memory. slots_lock held.
+ */
+int gmem_vm_change_logs(struct gmem_slot *slot, uint32_t logs);
 
 /* Takes the side out of an address. -EINVAL: beyond what the VM can address. */
 int gmem_vm_decode_gpa(const struct gmem_vm *vm, const char *who, uint64_t gpa, uint64_t *ret_gpa,
