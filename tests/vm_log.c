@@ -305,6 +305,31 @@ TEST(pre_fault_counts_as_a_touch)
 	gmem_file_free(file);
 }
 
+TEST(frame_that_populate_maps)
+{
+	struct gmem_vm *vm = new_vm(GMEM_VM_SW_PROTECTED);
+	struct gmem_file *file = make_file(LEN, 0);
+	struct gmem_vcpu *vcpu = new_vcpu(vm);
+	uint64_t gfn = GPA / PG + 2;
+
+	CHECK_OK(set_slot(vm, 0, GPA, LEN, file, 0));
+	CHECK_OK(gmem_vm_set_log(vm, 0, D | A));
+	to_private(file, 2 * PG, PG);
+	gmem_vm_lock_slots(vm);
+	gmem_rwlock_lock(&file->invalidate_lock);
+	CHECK_OK(gmem_mmu_map_private_pfn(vcpu, gfn, gmem_slot_pfn(gmem_vm_slot(vm, gfn), gfn)));
+	gmem_rwlock_unlock(&file->invalidate_lock);
+	gmem_vm_unlock_slots(vm);
+	check_pages(vm, A, 0, 2);
+	CHECK_EQ(load64(vcpu, GPA + 2 * PG), 0);
+	check_pages(vm, D, 0);
+	store64(vcpu, GPA + 2 * PG, 1);
+	check_pages(vm, D, 0, 2);
+	gmem_vcpu_free(vcpu);
+	gmem_vm_free(vm);
+	gmem_file_free(file);
+}
+
 /* ---- a model */
 
 struct model {

@@ -5,9 +5,35 @@
 #include "kvm_scene.h"
 #include "slot_util.h"
 
+#include "file/gate.h"
+
 #define D GMEM_LOG_DIRTY
 #define A GMEM_LOG_ACCESSED
 #define HVA_GPA (GPA + 16 * LEN)
+
+static int bar_error, slot_error, log_error;
+
+int __real_gmem_gate_bar(struct gmem_gate *gate, uint64_t off, uint64_t len);
+int __wrap_gmem_gate_bar(struct gmem_gate *gate, uint64_t off, uint64_t len);
+int __real_gmem_kvm_plain_slot_set(int vm, uint32_t slot, uint32_t flags, uint64_t gpa, uint64_t len, void *hva);
+int __wrap_gmem_kvm_plain_slot_set(int vm, uint32_t slot, uint32_t flags, uint64_t gpa, uint64_t len, void *hva);
+int __real_gmem_kvm_dirty_log(int vm, uint32_t slot, uint64_t *bitmap);
+int __wrap_gmem_kvm_dirty_log(int vm, uint32_t slot, uint64_t *bitmap);
+
+int __wrap_gmem_gate_bar(struct gmem_gate *gate, uint64_t off, uint64_t len)
+{
+	return bar_error ? gmem_err(bar_error, "injected") : __real_gmem_gate_bar(gate, off, len);
+}
+
+int __wrap_gmem_kvm_plain_slot_set(int vm, uint32_t slot, uint32_t flags, uint64_t gpa, uint64_t len, void *hva)
+{
+	return slot_error ? slot_error : __real_gmem_kvm_plain_slot_set(vm, slot, flags, gpa, len, hva);
+}
+
+int __wrap_gmem_kvm_dirty_log(int vm, uint32_t slot, uint64_t *bitmap)
+{
+	return log_error ? log_error : __real_gmem_kvm_dirty_log(vm, slot, bitmap);
+}
 
 /* LEN is 64 pages: one word. */
 static uint64_t log_of(struct scene *s, uint32_t slot, uint32_t log, uint32_t flags)
@@ -147,6 +173,42 @@ TEST(kernel_engine)
 	CHECK_ERR(gmem_vm_set_log(s.vm, 0, D), -EOPNOTSUPP);
 	CHECK_ERR(gmem_vm_set_log(s.vm, 0, A), -EOPNOTSUPP);
 	CHECK_OK(gmem_vm_set_log(s.vm, 0, 0));
+	scene_tear_down(&s);
+}
+
+/* What cannot be had leaves all as it was. */
+TEST(refusals)
+{
+	struct scene s;
+	uint64_t bits;
+
+	scene_set_up(&s, &ways[0]);
+	bar_error = -ENOMEM;
+	CHECK_ERR(gmem_vm_set_log(s.vm, 0, D | A), -ENOMEM);
+	bar_error = 0;
+	CHECK_ERR(gmem_vm_get_log(s.vm, 0, D, 0, 64, &bits, 0), -EINVAL);
+	CHECK_ERR(gmem_vm_get_log(s.vm, 0, A, 0, 64, &bits, 0), -EINVAL);
+	slot_error = -ENOMEM;
+	CHECK_ERR(gmem_vm_set_log(s.vm, 0, D), -ENOMEM);
+	slot_error = 0;
+	CHECK_ERR(gmem_vm_get_log(s.vm, 0, D, 0, 64, &bits, 0), -EINVAL);
+	CHECK_OK(gmem_vm_set_log(s.vm, 0, D | A));
+	run(&s, GUEST_store8, GPA + PG, 1);
+	run(&s, GUEST_store8, GPA + 2 * PG, 1);
+	bar_error = -EMFILE;
+	CHECK_ERR(gmem_vm_get_log(s.vm, 0, A, 0, 64, &bits, GMEM_LOG_CLEAR), -EMFILE);
+	bar_error = 0;
+	log_error = -ENOMEM;
+	CHECK_ERR(gmem_vm_get_log(s.vm, 0, D, 0, 64, &bits, GMEM_LOG_CLEAR), -ENOMEM);
+	log_error = 0;
+	CHECK_EQ(log_of(&s, 0, D, 0), BIT(1) | BIT(2));
+	CHECK_EQ(log_of(&s, 0, A, 0), BIT(1) | BIT(2));
+	slot_error = -ENOMEM;
+	CHECK_ERR(gmem_vm_set_log(s.vm, 0, A), -ENOMEM);
+	slot_error = 0;
+	run(&s, GUEST_store8, GPA + 3 * PG, 1);
+	CHECK_EQ(log_of(&s, 0, D, GMEM_LOG_CLEAR), BIT(1) | BIT(2) | BIT(3));
+	CHECK_EQ(log_of(&s, 0, A, GMEM_LOG_CLEAR), BIT(1) | BIT(2) | BIT(3));
 	scene_tear_down(&s);
 }
 

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Guests store while their memory is copied as a live save does: what is dirty is cleared and copied, again and again,
- * and once more when they have stopped. Then the copy is the memory.
+ * and once more when they have stopped. Then the copy is the memory. Before that, each of the orders that this rests
+ * on, at its one moment.
  */
+#include "mmu/log.h"
 #include "slot_util.h"
 #include "sys/call.h"
 
@@ -14,6 +16,137 @@
 #define WORDS ((NPAGES + 63) / 64)
 #define STORERS 3
 #define ROUNDS (tap_slow() ? 100 : 500)
+
+static void (*before_map)(const struct gmem_mapping *m), (*before_poke)(void), (*after_zap)(void);
+
+enum gmem_map_result __real_gmem_mmu_map(struct gmem_vcpu *vcpu, const struct gmem_mapping *m);
+enum gmem_map_result __wrap_gmem_mmu_map(struct gmem_vcpu *vcpu, const struct gmem_mapping *m);
+ssize_t __real_gmem_sys_poke(void *to, const void *from, size_t n);
+ssize_t __wrap_gmem_sys_poke(void *to, const void *from, size_t n);
+void __real_gmem_mmu_zap(struct gmem_mmu *mmu, uint64_t gfn, uint64_t npages, uint32_t sides);
+void __wrap_gmem_mmu_zap(struct gmem_mmu *mmu, uint64_t gfn, uint64_t npages, uint32_t sides);
+
+enum gmem_map_result __wrap_gmem_mmu_map(struct gmem_vcpu *vcpu, const struct gmem_mapping *m)
+{
+	if (before_map)
+		before_map(m);
+	return __real_gmem_mmu_map(vcpu, m);
+}
+
+ssize_t __wrap_gmem_sys_poke(void *to, const void *from, size_t n)
+{
+	if (before_poke)
+		before_poke();
+	return __real_gmem_sys_poke(to, from, n);
+}
+
+void __wrap_gmem_mmu_zap(struct gmem_mmu *mmu, uint64_t gfn, uint64_t npages, uint32_t sides)
+{
+	void (*hook)(void) = after_zap;
+
+	/* Once, and not for its own faults. */
+	if (hook)
+		after_zap = NULL;
+	__real_gmem_mmu_zap(mmu, gfn, npages, sides);
+	if (hook)
+		hook();
+}
+
+/* ---- orders */
+
+static struct gmem_vm *the_vm;
+static struct gmem_vcpu *the_vcpu;
+static unsigned int hooks;
+
+static int64_t dirty(uint32_t flags)
+{
+	uint64_t bits[WORDS];
+
+	return CHECK_OK(gmem_vm_get_log(the_vm, 0, D, 0, NPAGES, bits, flags));
+}
+
+static void is_noted(const struct gmem_mapping *m)
+{
+	uint64_t page = m->gfn - GPA / PG;
+
+	hooks++;
+	for (uint32_t i = m->access & GMEM_ACCESS_WRITE ? 0 : 1; i < 2; i++)
+		CHECK(atomic_load(&atomic_load(&m->slot->log)->bits[i][page / 64]) >> page % 64 & 1);
+}
+
+/* Else another vCPU could use what is mapped, and not be in the log. */
+TEST(noted_before_it_is_mapped)
+{
+	struct gmem_file *file = make_file(LEN, 0);
+
+	the_vm = new_vm(GMEM_VM_SW_PROTECTED);
+	the_vcpu = new_vcpu(the_vm);
+	CHECK_OK(set_slot(the_vm, 0, GPA, LEN, file, 0));
+	CHECK_OK(gmem_vm_set_log(the_vm, 0, D | A));
+	before_map = is_noted;
+	/* Absent, in place, in place but not for writing. */
+	CHECK_EQ(load64(the_vcpu, GPA), 0);
+	store64(the_vcpu, GPA, 1);
+	CHECK_OK(gmem_file_write(file, PG, "x", 1));
+	store64(the_vcpu, GPA + PG, 1);
+	store64(the_vcpu, GPA + 2 * PG, 1);
+	before_map = NULL;
+	CHECK(hooks >= 4);
+	gmem_vcpu_free(the_vcpu);
+	gmem_vm_free(the_vm);
+	gmem_file_free(file);
+}
+
+static void clear_it(void)
+{
+	hooks++;
+	(void)dirty(GMEM_LOG_CLEAR);
+}
+
+/* Who clears the log and copies just before a system call writes finds the page again. */
+TEST(noted_after_the_callers_memory_is_written)
+{
+	char *hva = plain_memory(LEN, RW);
+
+	the_vm = new_vm(GMEM_VM_DEFAULT);
+	the_vcpu = new_vcpu(the_vm);
+	CHECK_OK(set_hva_slot(the_vm, 0, GMEM_SLOT_LOG_DIRTY, GPA, LEN, hva));
+	before_poke = clear_it;
+	store64(the_vcpu, GPA, 1);
+	CHECK_EQ(hooks, 1);
+	CHECK_EQ(dirty(0), 1);
+	before_poke = NULL;
+	gmem_vcpu_free(the_vcpu);
+	gmem_vm_free(the_vm);
+	munmap(hva, LEN);
+}
+
+static void store_again(void)
+{
+	hooks++;
+	store64(the_vcpu, GPA, 2);
+}
+
+/* A store that comes when the page is mapped no more is in the log, however long the call goes on. */
+TEST(taken_before_it_is_zapped)
+{
+	struct gmem_file *file = make_file(LEN, 0);
+
+	the_vm = new_vm(GMEM_VM_SW_PROTECTED);
+	the_vcpu = new_vcpu(the_vm);
+	CHECK_OK(set_slot(the_vm, 0, GPA, LEN, file, 0));
+	CHECK_OK(gmem_vm_set_log(the_vm, 0, D));
+	store64(the_vcpu, GPA, 1);
+	after_zap = store_again;
+	CHECK_EQ(dirty(GMEM_LOG_CLEAR), 1);
+	CHECK_EQ(hooks, 1);
+	CHECK_EQ(dirty(0), 1);
+	gmem_vcpu_free(the_vcpu);
+	gmem_vm_free(the_vm);
+	gmem_file_free(file);
+}
+
+/* ---- all at once */
 
 struct race {
 	struct gmem_vm *vm;
