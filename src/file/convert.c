@@ -134,7 +134,7 @@ static int put_back(struct gmem_file *file, const char *buf, uint64_t n, uint64_
 static int rehome(struct gmem_file *file, uint64_t off, uint64_t len, uint64_t *ret_error_off)
 {
 	uint64_t end = off + len, most = REHOME_LEN;
-	char *buf = malloc(REHOME_LEN);
+	char *buf = malloc(gmem_min_u64(len, REHOME_LEN));
 	int err = buf ? 0 : gmem_err_sys(-ENOMEM, "gmem_file_set_attributes");
 
 	while (!err && off < end) {
