@@ -6,6 +6,8 @@
  */
 #include "slot_util.h"
 
+#include "sys/futex.h"
+
 #define PAGES 8u
 #define LEN (PAGES * PG)
 #define GOOD 0x600d600d600d600dull
@@ -19,7 +21,7 @@ struct race {
 	uint64_t gpa[2]; /* where the slot is, or is not */
 	_Atomic bool stop;
 	_Atomic uint64_t loads, stores, exits;
-	uint64_t seed;
+	uint64_t seed, enough_ns;
 };
 
 static void *access_all(void *arg)
@@ -88,6 +90,7 @@ static void check_ours(struct race *r, unsigned int first, unsigned int end)
 static void begin(struct race *r, pthread_t t[2])
 {
 	r->seed = tap_seed();
+	r->enough_ns = gmem_futex_now() + 15000000000ull;
 	r->vm = new_vm(GMEM_VM_SW_PROTECTED);
 	r->gpa[0] = 0;
 	r->gpa[1] = 4 * LEN;
@@ -135,9 +138,12 @@ static int set(struct race *r, int where, const uint64_t *bitmap)
 	return gmem_vm_set_slot(r->vm, &m);
 }
 
-static unsigned int rounds(void)
+/* Every round waits for the accessors: where they hardly get the processor, fewer have to do. */
+static bool go_on(const struct race *r, unsigned int done)
 {
-	return tap_slow() ? 150 : 1500;
+	const unsigned int rounds = tap_slow() ? 150 : 1500;
+
+	return done < rounds && (done < rounds / 20 || gmem_futex_now() < r->enough_ns);
 }
 
 static void delete_and_set(bool file)
@@ -146,7 +152,7 @@ static void delete_and_set(bool file)
 	pthread_t t[2];
 
 	begin(&r, t);
-	for (unsigned int i = 0; i < rounds(); i++) {
+	for (unsigned int i = 0; go_on(&r, i); i++) {
 		CHECK_OK(set(&r, (int)(i % 2), NULL));
 		if (i % 2 == 0)
 			let_run(&r);
@@ -174,7 +180,7 @@ TEST_TIMEOUT(unmapped_under_the_slot, 60)
 
 	begin(&r, t);
 	CHECK_OK(set(&r, 0, NULL));
-	for (unsigned int i = 0; i < rounds(); i++) {
+	for (unsigned int i = 0; go_on(&r, i); i++) {
 		CHECK(mmap(r.hva, LEN, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) ==
 		      r.hva);
 		if (i % 2 == 0)
@@ -197,7 +203,7 @@ TEST_TIMEOUT(moved, 60)
 
 	begin(&r, t);
 	CHECK_OK(set(&r, 0, NULL));
-	for (unsigned int i = 0; i < rounds(); i++) {
+	for (unsigned int i = 0; go_on(&r, i); i++) {
 		if (i % 2 == 0)
 			let_run(&r);
 		CHECK_OK(set_hva_slot(r.vm, 0, 0, 8 * LEN, LEN, r.hva));
@@ -216,7 +222,7 @@ static void bitmaps(bool file)
 
 	begin(&r, t);
 	CHECK_OK(set(&r, 0, NULL));
-	for (unsigned int i = 0; i < rounds(); i++) {
+	for (unsigned int i = 0; go_on(&r, i); i++) {
 		uint64_t *b = &bitmap[i % 2], half = tap_rand(&seed);
 
 		if (i % 2 == 0)
