@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: MIT */
-/* A function of the test's that brings in what is absent of a file. Included after tap.h. */
+/* A function of the test's that brings in what is absent of a file. */
 #ifndef GMEM_TESTS_SUPPLY_UTIL_H
 #define GMEM_TESTS_SUPPLY_UTIL_H
+
+#include "tap.h"
 
 #include "file/file.h"
 

@@ -4,33 +4,15 @@
 #include <sys/mman.h>
 #include <sys/wait.h>
 
-#include "mmu_util.h"
 #include "pager_util.h"
 #include "supply_util.h"
+#include "vcpu_scene.h"
 
 #define LEN (16 * PG)
 
-struct scene {
-	struct gmem_vm *vm;
-	struct gmem_file *file;
-	struct gmem_vcpu *vcpu;
-	uint64_t bit; /* names the side */
-};
-
 static void set_up(struct scene *s, enum gmem_vm_type type)
 {
-	s->vm = new_vm(type);
-	s->file = make_file(LEN, 0);
-	CHECK_OK(set_slot(s->vm, 0, 0, LEN, s->file, 0));
-	s->vcpu = new_vcpu(s->vm);
-	s->bit = gmem_vm_alias_bit(s->vm);
-}
-
-static void tear_down(struct scene *s)
-{
-	gmem_vcpu_free(s->vcpu);
-	gmem_vm_free(s->vm);
-	gmem_file_free(s->file);
+	set_up_scene(s, type, LEN);
 }
 
 static int cmpxchg64(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t expected, uint64_t desired, uint64_t *there)

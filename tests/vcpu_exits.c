@@ -1,33 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /* Exits that are answered: a device's registers, hypercalls; and what drops an answer. */
-#include "mmu_util.h"
+#include "vcpu_scene.h"
 
 #define LEN (16 * PG)
 #define REG (LEN + 5 * PG + 16)
 
-struct scene {
-	struct gmem_vm *vm;
-	struct gmem_file *file;
-	struct gmem_vcpu *vcpu;
-	uint64_t bit; /* names the side */
-	uint64_t shared; /* of an address: that bit, or none */
-};
-
 static void set_up(struct scene *s, enum gmem_vm_type type)
 {
-	s->vm = new_vm(type);
-	s->file = make_file(LEN, 0);
-	CHECK_OK(set_slot(s->vm, 0, 0, LEN, s->file, 0));
-	s->vcpu = new_vcpu(s->vm);
-	s->bit = gmem_vm_alias_bit(s->vm);
-	s->shared = type == GMEM_VM_TDX ? s->bit : 0;
-}
-
-static void tear_down(struct scene *s)
-{
-	gmem_vcpu_free(s->vcpu);
-	gmem_vm_free(s->vm);
-	gmem_file_free(s->file);
+	set_up_scene(s, type, LEN);
 }
 
 /* All of it. */

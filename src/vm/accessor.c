@@ -83,18 +83,12 @@ static void copy(void *to, const void *from, size_t n)
 static void make_exit(struct gmem_accessor *a, struct place p, const struct gmem_mmu_exit *exit,
 		      const struct gmem_exit *device)
 {
-	bool memory_fault = exit->memory_fault || exit->mmio;
+	struct gmem_exit fault = gmem_exit_memory_fault(p.gpa, exit);
 
 	if (device && (exit->no_slot || (exit->mmio && (device->flags & GMEM_EXIT_FLAG_WRITE))))
 		gmem_accessor_exit(a, device);
-	else if (memory_fault)
-		gmem_accessor_exit(a, &(struct gmem_exit){
-					      .reason = GMEM_EXIT_MEMORY_FAULT,
-					      .flags = (exit->private ? GMEM_EXIT_FLAG_PRIVATE : 0) |
-						       (exit->userfault ? GMEM_EXIT_FLAG_USERFAULT : 0),
-					      .gpa = gmem_page_round_down(p.gpa),
-					      .len = GMEM_PAGE_SIZE,
-				      });
+	else if (exit->memory_fault || exit->mmio)
+		gmem_accessor_exit(a, &fault);
 }
 
 /*

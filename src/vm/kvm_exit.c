@@ -18,11 +18,7 @@ static enum gmem_want want_of(const struct gmem_vm *vm)
 static int fault_exit(struct kvm_vcpu *v, int err, uint64_t gpa, const struct gmem_mmu_exit *exit)
 {
 	if (exit->memory_fault) {
-		v->cpu.exit.reason = GMEM_EXIT_MEMORY_FAULT;
-		v->cpu.exit.flags =
-			(exit->private ? GMEM_EXIT_FLAG_PRIVATE : 0) | (exit->userfault ? GMEM_EXIT_FLAG_USERFAULT : 0);
-		v->cpu.exit.gpa = gmem_page_round_down(gpa);
-		v->cpu.exit.len = GMEM_PAGE_SIZE;
+		v->cpu.exit = gmem_exit_memory_fault(gpa, exit);
 		v->came_out = true;
 		v->came_out_gpa = gpa;
 	}

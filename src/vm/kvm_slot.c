@@ -38,10 +38,10 @@ static void give_up(struct gmem_slot *slot)
 }
 
 /* As part of an invalidation, so that no page is let through meanwhile. */
-static void lock(struct gmem_slot *slot)
+static void lock(struct gmem_slot *slot, uint64_t page, uint64_t npages)
 {
 	gmem_rwlock_lock(&slot->gate->file->invalidate_lock);
-	gmem_mmu_invalidate_begin(&slot->vm->mmu, slot->gfn, slot->npages, SIDES);
+	gmem_mmu_invalidate_begin(&slot->vm->mmu, slot->gfn + page, npages, SIDES);
 }
 
 static void unlock(struct gmem_slot *slot)
@@ -72,7 +72,7 @@ void gmem_kvm_slot_bar(struct gmem_slot *slot)
 
 	if (!gate)
 		return;
-	lock(slot);
+	lock(slot, 0, slot->npages);
 	if (gmem_gate_bar(gate, gate->off, gate->len))
 		give_up(slot);
 	unlock(slot);
@@ -131,7 +131,7 @@ int gmem_kvm_slot_set_userfault(struct gmem_slot *slot)
 
 	if (!slot->gate)
 		return 0;
-	lock(slot);
+	lock(slot, 0, slot->npages);
 	err = bar_userfault(slot);
 	unlock(slot);
 	return err;
@@ -143,7 +143,7 @@ static int bar_at_first(struct gmem_slot *slot)
 	struct gmem_gate *gate = slot->gate;
 	int err;
 
-	lock(slot);
+	lock(slot, 0, slot->npages);
 	err = bar_supplied(gate);
 	if (!err)
 		err = bar_lost(gate);
@@ -160,11 +160,9 @@ int gmem_kvm_slot_bar_pages(struct gmem_slot *slot, uint64_t page, uint64_t npag
 	struct gmem_gate *gate = slot->gate;
 	int err;
 
-	gmem_rwlock_lock(&gate->file->invalidate_lock);
-	gmem_mmu_invalidate_begin(&slot->vm->mmu, slot->gfn + page, npages, SIDES);
+	lock(slot, page, npages);
 	err = gmem_gate_bar(gate, gate->off + (page << GMEM_PAGE_SHIFT), npages << GMEM_PAGE_SHIFT);
-	gmem_mmu_invalidate_end(&slot->vm->mmu);
-	gmem_rwlock_unlock(&gate->file->invalidate_lock);
+	unlock(slot);
 	return err;
 }
 
@@ -178,6 +176,13 @@ static uint32_t flags_of(const struct gmem_slot *slot)
 	return flags | (gmem_slot_logs(slot) & GMEM_LOG_DIRTY ? GMEM_SLOT_LOG_DIRTY : 0);
 }
 
+/* Of a gate, or the caller's memory. */
+static int set_plain(const struct gmem_slot *slot, uint32_t flags)
+{
+	return gmem_kvm_plain_slot_set(slot->vm->kvm, slot->id, flags, slot->gfn << GMEM_PAGE_SHIFT,
+				       slot->npages << GMEM_PAGE_SHIFT, slot->gate ? slot->gate->addr : slot->hva);
+}
+
 int gmem_kvm_slot_log(struct gmem_slot *slot, bool on)
 {
 	uint32_t flags = (flags_of(slot) & ~GMEM_SLOT_LOG_DIRTY) | (on ? GMEM_SLOT_LOG_DIRTY : 0);
@@ -185,8 +190,7 @@ int gmem_kvm_slot_log(struct gmem_slot *slot, bool on)
 
 	if (!slot->in_kvm)
 		return 0;
-	err = gmem_kvm_plain_slot_set(slot->vm->kvm, slot->id, flags, slot->gfn << GMEM_PAGE_SHIFT,
-				      slot->npages << GMEM_PAGE_SHIFT, slot->gate ? slot->gate->addr : slot->hva);
+	err = set_plain(slot, flags);
 	return err ? gmem_err_sys(err, "slot %u: KVM", slot->id) : 0;
 }
 
@@ -199,22 +203,20 @@ int gmem_kvm_slot_get_log(struct gmem_slot *slot, uint64_t *bitmap)
 
 int gmem_kvm_slot_add(struct gmem_vm *vm, struct gmem_slot *slot)
 {
-	uint64_t gpa = slot->gfn << GMEM_PAGE_SHIFT, len = slot->npages << GMEM_PAGE_SHIFT;
 	int err;
 
 	if (vm->kvm < 0)
 		return 0;
-	if (!gmem_slot_has_file(slot)) {
-		err = gmem_kvm_plain_slot_set(vm->kvm, slot->id, flags_of(slot), gpa, len, slot->hva);
-	} else if (!slot->gate) {
+	if (gmem_slot_has_file(slot) && !slot->gate) {
 		/* KVM's own accesses, as of an instruction that it emulates, go through the address. */
-		err = gmem_kvm_slot_set(vm->kvm, slot->id, gpa, len, slot->window, atomic_load(&slot->file)->fd,
+		err = gmem_kvm_slot_set(vm->kvm, slot->id, slot->gfn << GMEM_PAGE_SHIFT,
+					slot->npages << GMEM_PAGE_SHIFT, slot->window, atomic_load(&slot->file)->fd,
 					slot->off);
 	} else {
-		err = bar_at_first(slot);
+		err = slot->gate ? bar_at_first(slot) : 0;
 		if (err)
 			return err;
-		err = gmem_kvm_plain_slot_set(vm->kvm, slot->id, flags_of(slot), gpa, len, slot->gate->addr);
+		err = set_plain(slot, flags_of(slot));
 	}
 	slot->in_kvm |= !err;
 	return err ? gmem_err_sys(err, "KVM") : 0;

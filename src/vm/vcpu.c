@@ -74,6 +74,18 @@ int gmem_vcpu_exit(const struct gmem_vcpu *vcpu, struct gmem_exit *ret)
 	return 0;
 }
 
+struct gmem_exit gmem_exit_memory_fault(uint64_t gpa, const struct gmem_mmu_exit *exit)
+{
+	return (struct gmem_exit){
+		.size = sizeof(struct gmem_exit),
+		.reason = GMEM_EXIT_MEMORY_FAULT,
+		.flags =
+			(exit->private ? GMEM_EXIT_FLAG_PRIVATE : 0) | (exit->userfault ? GMEM_EXIT_FLAG_USERFAULT : 0),
+		.gpa = gmem_page_round_down(gpa),
+		.len = GMEM_PAGE_SIZE,
+	};
+}
+
 static int pre_fault_page(struct gmem_vcpu *vcpu, uint64_t gfn, enum gmem_want want)
 {
 	struct gmem_hva hva;

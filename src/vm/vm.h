@@ -96,6 +96,9 @@ int gmem_accessor_create(struct gmem_cpu **ret);
 /* As gmem_vcpu_answer(). */
 int gmem_accessor_answer(struct gmem_cpu *cpu, uint64_t value);
 
+/* The exit of an access to the page at `gpa`, which the MMU has refused. */
+struct gmem_exit gmem_exit_memory_fault(uint64_t gpa, const struct gmem_mmu_exit *exit);
+
 /* ---- kvm_vcpu.c */
 
 /* -ENOMEM, -EOPNOTSUPP and KVM's errors, with text. */
