@@ -573,8 +573,12 @@ struct gmem_memslot {
  * the guest can address; no such slot to delete; a change that is none of those above. -EEXIST: guest-physical
  * addresses or part of the file are in another slot. Also -ENOMEM (never for a deletion), -EIO (after fork(2), or a
  * dead VM), -EBUSY (the file's memory is, or was, open in a second object or behind a keeper: what is absent of it
- * could not be told from zero), -EOPNOTSUPP (a guest_memfd that is not mapped, or has private pages; with GMEM_VM_KVM
- * a file and hva, or USERFAULT without a file of the user engine).
+ * could not be told from zero), -EOPNOTSUPP (a guest_memfd that is not mapped, or has private pages).
+ *
+ * With GMEM_VM_KVM guests reach `hva` beside a file, or in a slot set with USERFAULT, in a mapping of the library's.
+ * Private anonymous memory is then replaced by shared memory with the same bytes; memory that is lazily served has to
+ * be registered before (and be shared: -EBUSY). -EOPNOTSUPP: it cannot be mapped twice; it is beside a guest_memfd, or
+ * huge pages; USERFAULT of a guest_memfd, or given later to a slot without a file. -EHWPOISON, -EMFILE.
  */
 int gmem_vm_set_slot(struct gmem_vm *vm, const struct gmem_memslot *memslot);
 
@@ -585,8 +589,8 @@ int gmem_vm_set_slot(struct gmem_vm *vm, const struct gmem_memslot *memslot);
  * Which logs a slot keeps from now on; 0: none. A log that it keeps already stays as it is, another one begins empty.
  * Without a file GMEM_LOG_DIRTY is the slot's flag GMEM_SLOT_LOG_DIRTY. What guests do is logged, on KVM too; not what
  * the host does (views, populate, punch, conversions). Waits as gmem_vm_set_slot() does. -EINVAL: no such slot, an
- * unknown log. -ENOMEM. -EOPNOTSUPP: with GMEM_VM_KVM, a file of the kernel engine, or GMEM_LOG_ACCESSED without a
- * file. -EIO: as gmem_vm_set_slot(). On failure all is as it was.
+ * unknown log. -ENOMEM. -EOPNOTSUPP: with GMEM_VM_KVM, a file of the kernel engine, or GMEM_LOG_ACCESSED of `hva`
+ * alone, unless set with USERFAULT. -EIO: as gmem_vm_set_slot(). On failure all is as it was.
  *
  * A page that is mapped without being touched (gmem_vcpu_pre_fault(), gmem_mmu_map_private_pfn()) counts as touched.
  * KVM counts some that a guest has only read as written to.

@@ -63,16 +63,18 @@ TEST(read_only)
 TEST(not_to_be_had)
 {
 	static const uint64_t bitmap[1];
-	struct gmem_memslot m = { .size = sizeof(m), .slot = 7, .gpa = HVA_GPA, .len = PG, .hva = (void *)GPA };
+	struct gmem_memslot m = { .size = sizeof(m), .slot = 7, .gpa = HVA_GPA, .len = PG };
 	struct gmem_vm *vm = new_kvm_vm(GMEM_VM_DEFAULT);
 
-	m.flags = GMEM_SLOT_USERFAULT;
+	/* KVM knows the program's address, and no other. */
+	m.hva = plain_memory(PG, RW);
 	m.userfault_bitmap = bitmap;
+	CHECK_OK(gmem_vm_set_slot(vm, &m));
+	m.flags = GMEM_SLOT_USERFAULT;
 	CHECK_ERR(gmem_vm_set_slot(vm, &m), -EOPNOTSUPP);
-	m.flags = 0;
-	m.file = make_file(PG, 0);
-	CHECK_ERR(gmem_vm_set_slot(vm, &m), -EOPNOTSUPP);
-	CHECK_ERR(del_slot(vm, 7), -EINVAL);
+	CHECK_OK(del_slot(vm, 7));
+	CHECK_OK(gmem_vm_set_slot(vm, &m));
+	CHECK_OK(del_slot(vm, 7));
+	munmap(m.hva, PG);
 	gmem_vm_free(vm);
-	gmem_file_free(m.file);
 }

@@ -22,11 +22,6 @@
 	(UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | \
 	 UFFD_FEATURE_POISON)
 
-static char *at(const struct gmem_gate *gate, uint64_t off)
-{
-	return gate->addr + (off - gate->off);
-}
-
 /* Before anything depends on it: is there a way to bar a page here? Markers work through a user-mode-only one too. */
 static int open_uffd(void)
 {
@@ -87,10 +82,12 @@ int gmem_gate_open(struct gmem_file *file, uint64_t off, uint64_t len, struct gm
 	if (!gate)
 		return gmem_err_sys(-ENOMEM, "mapping memory for a guest");
 	*gate = (struct gmem_gate){ .file = file, .off = off, .len = len, .uffd = -1 };
+	pthread_mutex_init(&gate->m, NULL);
 	gmem_rwlock_lock(&file->invalidate_lock);
 	err = map_locked(gate);
 	gmem_rwlock_unlock(&file->invalidate_lock);
 	if (err) {
+		pthread_mutex_destroy(&gate->m);
 		free(gate);
 		return err;
 	}
@@ -123,6 +120,8 @@ void gmem_gate_close(struct gmem_gate *gate)
 	gmem_rwlock_unlock(&file->invalidate_lock);
 	if (gate->uffd >= 0)
 		close(gate->uffd);
+	pthread_mutex_destroy(&gate->m);
+	gmem_gate_drop_caller(gate);
 	free(gate->barred);
 	free(gate);
 	gmem_file_put(file);
@@ -136,7 +135,7 @@ void gmem_gate_keep_place(struct gmem_gate *gate)
 /* ---- markers */
 
 /* Its first marker. Not before: a registered mapping is touched page by page, without the kernel's fault-around. */
-static int make_markable(struct gmem_gate *gate)
+int gmem_gate_make_markable(struct gmem_gate *gate)
 {
 	uint64_t nwords = ((gate->len >> GMEM_PAGE_SHIFT) + 63) / 64;
 	int fd, err;
@@ -178,7 +177,7 @@ static uint64_t next(const struct gmem_gate *gate, uint64_t off, uint64_t end, b
 	return gate->off + (gmem_min_u64(page, end_page) << GMEM_PAGE_SHIFT);
 }
 
-static void note_barred(struct gmem_gate *gate, uint64_t off, bool barred)
+void gmem_gate_note_barred(struct gmem_gate *gate, uint64_t off, bool barred)
 {
 	uint64_t page = (off - gate->off) >> GMEM_PAGE_SHIFT, bit = 1ull << page % 64;
 
@@ -197,7 +196,7 @@ static int mark(struct gmem_gate *gate, uint64_t off, uint64_t end)
 	int err = 0;
 
 	while (!err && off < end) {
-		err = gmem_sys_uffd_poison(gate->uffd, (uintptr_t)at(gate, off), end - off, false, &done);
+		err = gmem_sys_uffd_poison(gate->uffd, (uintptr_t)gmem_gate_at(gate, off), end - off, false, &done);
 		off += done;
 		if (!err)
 			break;
@@ -210,7 +209,7 @@ static int mark(struct gmem_gate *gate, uint64_t off, uint64_t end)
 			err = 0;
 		} else if (err == -EEXIST || err == -EFAULT) {
 			/* Touched, and with it most likely others: once. Or touched since: that page. */
-			err = gmem_sys_zap(at(gate, off), zapped ? GMEM_PAGE_SIZE : end - off);
+			err = gmem_sys_zap(gmem_gate_at(gate, off), zapped ? GMEM_PAGE_SIZE : end - off);
 			zapped = true;
 		}
 	}
@@ -219,18 +218,33 @@ static int mark(struct gmem_gate *gate, uint64_t off, uint64_t end)
 		     0;
 }
 
+/* Of pages that have no marker. */
+static int bar_run(struct gmem_gate *gate, uint64_t off, uint64_t end)
+{
+	bool aliased = gmem_gate_aliased(gate, off);
+	uint64_t to = off;
+	int err;
+
+	while (to < end && gmem_gate_aliased(gate, to) == aliased)
+		to += GMEM_PAGE_SIZE;
+	if (aliased)
+		return gmem_gate_cover(gate, off, to);
+	err = mark(gate, off, to);
+	for (; !err && off < to; off += GMEM_PAGE_SIZE)
+		gmem_gate_note_barred(gate, off, true);
+	return err;
+}
+
 int gmem_gate_bar(struct gmem_gate *gate, uint64_t off, uint64_t len)
 {
 	uint64_t end = off + len;
-	int err = make_markable(gate);
+	int err;
 
-	while (!err && (off = next(gate, off, end, false)) < end) {
-		uint64_t to = next(gate, off, end, true);
-
-		err = mark(gate, off, to);
-		for (; !err && off < to; off += GMEM_PAGE_SIZE)
-			note_barred(gate, off, true);
-	}
+	pthread_mutex_lock(&gate->m);
+	err = gmem_gate_make_markable(gate);
+	while (!err && (off = next(gate, off, end, false)) < end)
+		err = bar_run(gate, off, next(gate, off, end, true));
+	pthread_mutex_unlock(&gate->m);
 	return err;
 }
 
@@ -259,34 +273,47 @@ static uint64_t passable(const struct gmem_gate *gate, uint64_t off)
 	return n << GMEM_PAGE_SHIFT;
 }
 
-int gmem_gate_pass(struct gmem_gate *gate, uint64_t off, bool alone)
+static int pass(struct gmem_gate *gate, uint64_t off, bool alone)
 {
 	uint64_t done = 0;
 	char byte;
 	int err = -EEXIST;
 
 	if (atomic_load(&gate->open))
-		err = gmem_sys_uffd_continue(gate->uffd, (uintptr_t)at(gate, off),
+		err = gmem_sys_uffd_continue(gate->uffd, (uintptr_t)gmem_gate_at(gate, off),
 					     alone ? GMEM_PAGE_SIZE : passable(gate, off), &done);
 	/* What is not mapped at once, the guest's touch maps. */
 	if (err && !done && err != -EEXIST) {
-		err = gmem_sys_zap(at(gate, off), GMEM_PAGE_SIZE);
+		err = gmem_sys_zap(gmem_gate_at(gate, off), GMEM_PAGE_SIZE);
 		done = err ? 0 : GMEM_PAGE_SIZE;
 	}
 	for (uint64_t to = off + done; off < to; off += GMEM_PAGE_SIZE)
-		note_barred(gate, off, false);
+		gmem_gate_note_barred(gate, off, false);
 	if (!err || done)
 		return 0;
 	if (err != -EEXIST)
 		return err;
 	/* Nothing of ours is in the way. If a look fails all the same, the memory has. */
-	return gmem_sys_peek(&byte, at(gate, off), 1) == 1 ? err : -EHWPOISON;
+	return gmem_sys_peek(&byte, gmem_gate_at(gate, off), 1) == 1 ? err : -EHWPOISON;
+}
+
+int gmem_gate_pass(struct gmem_gate *gate, uint64_t off, bool alone)
+{
+	int err;
+
+	/* Where nothing is ever mapped anew, vCPUs need not meet. */
+	if (!gate->caller)
+		return pass(gate, off, alone);
+	pthread_mutex_lock(&gate->m);
+	err = pass(gate, off, alone);
+	pthread_mutex_unlock(&gate->m);
+	return err;
 }
 
 uint64_t gmem_gates_known_to(const struct gmem_file *file, uint64_t hva, uint64_t off)
 {
 	for (const struct gmem_gate *g = file->gates; g; g = g->next)
-		if (off >= g->off && off - g->off < g->len && hva == (uint64_t)(uintptr_t)at(g, off))
+		if (off >= g->off && off - g->off < g->len && hva == (uint64_t)(uintptr_t)gmem_gate_at(g, off))
 			return g->off + g->len;
 	return off;
 }

@@ -15,6 +15,8 @@
 #ifndef GMEM_FILE_GATE_H
 #define GMEM_FILE_GATE_H
 
+#include <pthread.h>
+
 #include "file/file.h"
 
 struct gmem_gate {
@@ -25,6 +27,12 @@ struct gmem_gate {
 	_Atomic bool open; /* `uffd` and `barred` are there, and constant from then on */
 	_Atomic uint64_t *barred; /* a bit a page, which has a marker */
 	bool keeps_place; /* its addresses are nobody else's, ever */
+	/* See alias.c. */
+	char *caller; /* the caller's memory, which is meant by pages that are shared; NULL: the file's is */
+	uint64_t *aliased; /* a bit a page, which shows that */
+	bool served; /* somebody's userfaults are raised in it */
+	char *ballast; /* mappings that can be done without, when there are no more; NULL: they have been */
+	pthread_mutex_t m; /* a leaf: guards `aliased`, and what is mapped */
 	struct gmem_gate *next;
 };
 
@@ -53,6 +61,48 @@ void gmem_gate_keep_place(struct gmem_gate *gate);
  * 0; -EEXIST: it was not barred; -EHWPOISON: its memory has failed.
  */
 int gmem_gate_pass(struct gmem_gate *gate, uint64_t off, bool alone);
+
+/* ---- alias.c: a gate that shows the caller's memory too */
+
+/*
+ * `hva`, page-aligned, is memory of the caller's as long as the gate, for its pages that are shared. Nothing shows it
+ * yet. -ENOMEM, -EMFILE, -EOPNOTSUPP (huge pages). Nobody uses the gate yet.
+ */
+int gmem_gate_add_caller(struct gmem_gate *gate, char *hva);
+/* Nobody uses the gate, or will. It may have none. */
+void gmem_gate_drop_caller(struct gmem_gate *gate);
+/*
+ * Shows it wherever a page is shared and barred by nothing else; what cannot be shown, or may have to be served first,
+ * is barred. -ENOMEM, -EMFILE. As gmem_gate_bar().
+ */
+int gmem_gate_show_caller(struct gmem_gate *gate);
+/*
+ * As gmem_gate_pass(), of a page that is shared: it shows the caller's memory then. The page has been touched at the
+ * caller's address, where one that is lazily served is brought in. -EFAULT: nothing is there; -EOPNOTSUPP: it is not
+ * shared memory; -ENOMEM.
+ */
+int gmem_gate_pass_caller(struct gmem_gate *gate, uint64_t off, bool alone);
+/* Bars pages that show it. `m` held; else as gmem_gate_bar(). */
+int gmem_gate_cover(struct gmem_gate *gate, uint64_t off, uint64_t end);
+
+static inline bool gmem_gate_aliased(const struct gmem_gate *gate, uint64_t off)
+{
+	uint64_t page = (off - gate->off) >> GMEM_PAGE_SHIFT;
+
+	return gate->caller && gate->aliased[page / 64] >> page % 64 & 1;
+}
+
+/* ---- what both have */
+
+static inline char *gmem_gate_at(const struct gmem_gate *gate, uint64_t off)
+{
+	return gate->addr + (off - gate->off);
+}
+
+/* It can have markers from then on. -ENOMEM, -EMFILE. As gmem_gate_bar(), or before anybody uses it. */
+int gmem_gate_make_markable(struct gmem_gate *gate);
+/* The page has a marker, or has none. */
+void gmem_gate_note_barred(struct gmem_gate *gate, uint64_t off, bool barred);
 
 /* Where what a gate shows of the file at `hva`, `off` there, ends in the file; `off`: no gate shows it. */
 uint64_t gmem_gates_known_to(const struct gmem_file *file, uint64_t hva, uint64_t off);

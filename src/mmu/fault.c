@@ -301,6 +301,52 @@ int gmem_mmu_fault(struct gmem_vcpu *vcpu, uint64_t gfn, uint32_t access, enum g
 	}
 }
 
+/* What gmem_mmu_fault() found holds still. Inside a section, in which no invalidation runs. */
+static bool means_hva(const struct gmem_slot *slot, const struct gmem_file *file, uint64_t gfn)
+{
+	return atomic_load(&slot->file) == file && !(file && gmem_file_private(file, gmem_slot_off(slot, gfn))) &&
+	       !gmem_slot_userfault(slot, gfn, 1);
+}
+
+int gmem_mmu_map_hva(struct gmem_vcpu *vcpu, uint64_t gfn, const struct gmem_hva *hva)
+{
+	struct gmem_mmu *mmu = vcpu->mmu;
+	struct gmem_slot *slot = hva->slot;
+	struct gmem_mapping m = { .gfn = gfn, .slot = slot, .gate = slot->gate, .hva = true };
+	enum gmem_map_result r = GMEM_MAP_RETRY;
+	struct gmem_file *file;
+
+	gmem_mmu_begin_look(vcpu);
+	file = atomic_load(&slot->file);
+	if (file)
+		gmem_file_get(file);
+	gmem_mmu_end_look(vcpu);
+	/* See try_fault_locked(). */
+	if (file)
+		gmem_rwlock_lock_shared(&file->invalidate_lock);
+	gmem_rwlock_lock_shared(&mmu->lock);
+	gmem_mmu_begin_look(vcpu);
+	m.off = gmem_slot_off(slot, gfn);
+	m.alone = atomic_load(&slot->userfault) || (gmem_slot_logs(slot) & GMEM_LOG_ACCESSED);
+	if (!atomic_load(&mmu->invalidating) && means_hva(slot, file, gfn)) {
+		gmem_slot_note(slot, gfn, false);
+		r = GMEM_MAP_FIXED;
+	}
+	gmem_mmu_end_look(vcpu);
+	if (r == GMEM_MAP_FIXED)
+		r = vcpu->map(vcpu, &m);
+	gmem_rwlock_unlock_shared(&mmu->lock);
+	if (file) {
+		gmem_rwlock_unlock_shared(&file->invalidate_lock);
+		gmem_file_put(file);
+	}
+	if (r == GMEM_MAP_FAILED)
+		return vcpu->map_err;
+	if (r == GMEM_MAP_RETRY)
+		pause_a_little();
+	return r == GMEM_MAP_RETRY ? -EAGAIN : 0;
+}
+
 int gmem_mmu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gfn, enum gmem_want want, struct gmem_hva *hva)
 {
 	struct gmem_found f = { .in_use = hva };

@@ -50,7 +50,7 @@ int gmem_find(struct gmem_vcpu *vcpu, uint64_t gfn, struct gmem_found *f)
 		f->off = gmem_slot_off(slot, gfn);
 		f->tracked = gmem_slot_tracked(slot, gfn);
 		f->userfault = !large && gmem_slot_userfault(slot, gfn, 1);
-		f->hva = slot->hva;
+		f->hva = gmem_slot_has_hva(slot);
 		f->m = (struct gmem_mapping){
 			.gfn = gfn,
 			.pfn = pfn,
@@ -75,7 +75,7 @@ static int find_no_file(uint64_t gfn, uint32_t access, enum gmem_want want, stru
 	struct gmem_slot *slot = f->slot;
 	int err;
 
-	if (gmem_slot_has_file(slot) && (!slot->hva || want != GMEM_WANT_SHARED))
+	if (gmem_slot_has_file(slot) && (!gmem_slot_has_hva(slot) || want != GMEM_WANT_SHARED))
 		return -EBADF;
 	if (want == GMEM_WANT_PRIVATE)
 		return -EREMOTE;
@@ -104,7 +104,8 @@ int gmem_found_hva(struct gmem_vcpu *vcpu, uint32_t access, const struct gmem_fo
 
 	gmem_mmu_begin_look(vcpu);
 	slot = gmem_found_slot(vcpu, f->m.gfn);
-	if (slot && slot->hva && atomic_load(&slot->file) == f->file && gmem_slot_off(slot, f->m.gfn) == f->off)
+	if (slot && gmem_slot_has_hva(slot) && atomic_load(&slot->file) == f->file &&
+	    gmem_slot_off(slot, f->m.gfn) == f->off)
 		err = gmem_hva_get(slot, f->m.gfn, access, f->in_use);
 	gmem_mmu_end_look(vcpu);
 	return err ? err : GMEM_FAULT_HVA;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What is found out of the page of a guest frame, before it is mapped: its slot, file, side, and whether it is in place.
+ * What is found out of the page of a guest frame before it is mapped: its slot, file and side, and if it is in place.
  *
  * Enters: a guest frame number, of a vCPU's access. Leaves: a mapping to be made, or why there is none. Owned by the
  * thread that faults. No lock of its own: each function says in which section, or under which lock of the file, it is.

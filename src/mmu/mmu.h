@@ -199,6 +199,7 @@ struct gmem_mapping {
 	struct gmem_gate *gate; /* of its slot */
 	uint64_t off; /* in the file */
 	bool alone; /* of the slot's other pages nothing follows from it */
+	bool hva; /* the page is the caller's memory, not the file's */
 	uint32_t logs; /* that the slot keeps */
 	uint32_t access;
 	bool private;
@@ -278,6 +279,12 @@ struct gmem_mmu_exit {
  */
 int gmem_mmu_fault(struct gmem_vcpu *vcpu, uint64_t gfn, uint32_t access, enum gmem_want want,
 		   struct gmem_mmu_exit *exit, struct gmem_hva *hva);
+
+/*
+ * A vCPU that follows other tables is let to a page of the caller's memory, which is in use. -EAGAIN: it is not meant
+ * any more, or an invalidation runs. Else as its `map` failed. No lock held.
+ */
+int gmem_mmu_map_hva(struct gmem_vcpu *vcpu, uint64_t gfn, const struct gmem_hva *hva);
 
 /* As an access that reads and touches nothing: -ENOENT without a slot, else as gmem_mmu_fault(), but for the exit. */
 int gmem_mmu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gfn, enum gmem_want want, struct gmem_hva *hva);

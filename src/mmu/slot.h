@@ -29,6 +29,7 @@ struct gmem_slot {
 	bool in_kvm; /* KVM has it; guarded by slots_lock */
 	char *window; /* the library's address of `off`; good as long as the file is open; NULL: never had a file */
 	char *hva; /* the caller's memory, of the shared side where there is a file too; NULL: none */
+	bool in_place; /* that is the file's own, at the same offset: as if there were none */
 	/*
 	 * The caller's bitmap, NULL: none. Read in a section only, because it is the caller's again after the next
 	 * wait for those.
@@ -75,6 +76,12 @@ static inline struct gmem_slot *gmem_slots_find(const struct gmem_slots *slots, 
 static inline bool gmem_slot_has_file(const struct gmem_slot *s)
 {
 	return s->window;
+}
+
+/* The caller's memory is meant by a page that is shared. */
+static inline bool gmem_slot_has_hva(const struct gmem_slot *s)
+{
+	return s->hva && !s->in_place;
 }
 
 /* One of the guest frames [gfn, gfn + npages) of the slot is the caller's to fill. Inside a section. */

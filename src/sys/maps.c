@@ -51,6 +51,7 @@ static int query(struct gmem_sys_maps *maps, struct gmem_sys_mapping *ret)
 		.prot = (q.vma_flags & GMEM_PROCMAP_VMA_READABLE ? PROT_READ : 0) |
 			(q.vma_flags & GMEM_PROCMAP_VMA_WRITABLE ? PROT_WRITE : 0) |
 			(q.vma_flags & GMEM_PROCMAP_VMA_EXECUTABLE ? PROT_EXEC : 0),
+		.shared = q.vma_flags & GMEM_PROCMAP_VMA_SHARED,
 	};
 	return 0;
 }
@@ -120,6 +121,7 @@ static int read_next(struct gmem_sys_maps *maps, struct gmem_sys_mapping *ret)
 		m.dev = makedev(major, minor);
 		m.prot = (perm[0] == 'r' ? PROT_READ : 0) | (perm[1] == 'w' ? PROT_WRITE : 0) |
 			 (perm[2] == 'x' ? PROT_EXEC : 0);
+		m.shared = perm[3] == 's';
 		*ret = m;
 		return 0;
 	}

@@ -16,6 +16,7 @@ struct gmem_sys_mapping {
 	uint64_t hva, end; /* half-open */
 	uint64_t off, dev, ino; /* of the file, 0 if there is none */
 	int prot; /* PROT_* */
+	bool shared; /* MAP_SHARED */
 };
 
 struct gmem_sys_maps {

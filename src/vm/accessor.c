@@ -139,6 +139,16 @@ int gmem_accessor_hva(struct gmem_hva *hva, size_t at, void *bounce, size_t n, b
 	return done == (ssize_t)n ? 0 : hva_error(done, page);
 }
 
+int gmem_accessor_touch(const struct gmem_hva *hva)
+{
+	ssize_t done;
+	char byte;
+
+	gmem_might_fault();
+	done = gmem_sys_peek(&byte, hva->page, 1);
+	return done == 1 ? 0 : hva_error(done, hva->page);
+}
+
 static int hva_page(struct gmem_accessor *a, struct gmem_hva *hva, struct place p, void *bounce, size_t n, bool store)
 {
 	int err = gmem_accessor_hva(hva, in_page(p.gpa), bounce, n, store);

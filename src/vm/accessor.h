@@ -30,6 +30,9 @@ struct gmem_accessor *gmem_accessor_of(struct gmem_vcpu *vcpu, const char *who);
  */
 int gmem_accessor_hva(struct gmem_hva *hva, size_t at, void *bounce, size_t n, bool store);
 
+/* Has such a page brought in at its own address, by whoever serves it. Errors as above. */
+int gmem_accessor_touch(const struct gmem_hva *hva);
+
 /* ---- exit.c */
 
 /* The exit of an access to a device. False: none is made of such an access. `gpa` is without its side. */

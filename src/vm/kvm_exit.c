@@ -8,6 +8,7 @@
 #include "base/range.h"
 #include "sys/kvm.h"
 #include "sys/uapi.h"
+#include "vm/accessor.h"
 #include "vm/kvm_vcpu.h"
 
 static enum gmem_want want_of(const struct gmem_vm *vm)
@@ -25,17 +26,35 @@ static int fault_exit(struct kvm_vcpu *v, int err, uint64_t gpa, const struct gm
 	return gmem_err_prefix(err, "gmem_vcpu_run");
 }
 
-/* Lets a guest have the page, if it may. Memory of the caller's KVM reaches by itself. */
+/* A page of the caller's memory. 0: the guest may have it; -EAGAIN: look again. */
+static int let_have(struct kvm_vcpu *v, uint64_t gfn, struct gmem_hva *hva)
+{
+	int err = 0;
+
+	/* Without a gate KVM reaches it by itself. */
+	if (hva->slot->gate) {
+		/* May wait: for who serves it. */
+		err = gmem_accessor_touch(hva);
+		if (!err)
+			err = gmem_mmu_map_hva(&v->cpu.vcpu, gfn, hva);
+	}
+	gmem_hva_put(hva);
+	return err;
+}
+
+/* Lets a guest have the page, if it may. */
 static int look(struct kvm_vcpu *v, uint64_t gpa, struct gmem_mmu_exit *exit)
 {
+	uint64_t gfn = gpa >> GMEM_PAGE_SHIFT;
 	struct gmem_hva hva;
-	int err =
-		gmem_mmu_fault(&v->cpu.vcpu, gpa >> GMEM_PAGE_SHIFT, GMEM_ACCESS_READ, want_of(v->cpu.vm), exit, &hva);
+	int err;
 
-	if (err != GMEM_FAULT_HVA)
-		return err;
-	gmem_hva_put(&hva);
-	return 0;
+	do {
+		err = gmem_mmu_fault(&v->cpu.vcpu, gfn, GMEM_ACCESS_READ, want_of(v->cpu.vm), exit, &hva);
+		if (err == GMEM_FAULT_HVA)
+			err = let_have(v, gfn, &hva);
+	} while (err == -EAGAIN);
+	return err;
 }
 
 /* The guest needs the page. 0: it may try again. */
@@ -230,6 +249,10 @@ static int step(struct kvm_vcpu *v)
 	case 0:
 		return handle_exit(v);
 	case -EFAULT:
+		/* It met a page that was out of everybody's reach for a moment: see file/alias.c. */
+		if (pages_changed(v))
+			return 0;
+		return handle_fault(v, e.err);
 	case -EHWPOISON:
 		return handle_fault(v, e.err);
 	case -EINTR:

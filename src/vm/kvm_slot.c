@@ -14,17 +14,69 @@
 #include "file/gate.h"
 #include "mmu/log.h"
 #include "sys/kvm.h"
+#include "vm/caller.h"
 #include "vm/vm.h"
 
 #define SIDES (GMEM_SIDE_SHARED | GMEM_SIDE_PRIVATE)
 
+/* ---- which memory */
+
+static uint64_t len_of(const struct gmem_slot *slot)
+{
+	return slot->npages << GMEM_PAGE_SHIFT;
+}
+
+/* Memory of the caller's that is the file's own at the same offsets is no second memory. */
+static int find_place(struct gmem_slot *slot, const struct gmem_file *file)
+{
+	uint64_t ours, len = len_of(slot);
+	int err = gmem_caller_shows(slot->hva, len, file, slot->off, &ours);
+
+	if (err)
+		return err;
+	slot->in_place = ours == len;
+	if (slot->in_place || (!ours && file->engine != GMEM_ENGINE_KERNEL))
+		return 0;
+	return gmem_err(-EOPNOTSUPP, ours ? "a part of hva is the file's, and a part is not" :
+					    "memory beside a guest_memfd, on KVM");
+}
+
+static int add_caller(struct gmem_slot *slot)
+{
+	int err = gmem_caller_make_shared(slot->hva, len_of(slot));
+
+	return err ? err : gmem_gate_add_caller(slot->gate, slot->hva);
+}
+
+/* The gate of a slot that has none: its file is nobody's, has no page, and is there for what is barred. */
+static int open_without_file(struct gmem_slot *slot)
+{
+	struct gmem_file_opts opts = { .size = sizeof(opts), .engine = GMEM_ENGINE_USER, .name = "gmem-gate" };
+	struct gmem_file *file;
+	int err = gmem_file_create(len_of(slot), &opts, &file);
+
+	if (err)
+		return err;
+	err = gmem_gate_open(file, 0, len_of(slot), &slot->gate);
+	gmem_file_free(file);
+	return err ? err : add_caller(slot);
+}
+
 int gmem_kvm_slot_open(struct gmem_vm *vm, struct gmem_slot *slot)
 {
 	struct gmem_file *file = atomic_load(&slot->file);
+	int err = 0;
 
-	if (vm->kvm < 0 || file->engine == GMEM_ENGINE_KERNEL)
+	if (vm->kvm < 0)
 		return 0;
-	return gmem_gate_open(file, slot->off, slot->npages << GMEM_PAGE_SHIFT, &slot->gate);
+	if (!file)
+		return atomic_load(&slot->userfault) ? open_without_file(slot) : 0;
+	if (slot->hva)
+		err = find_place(slot, file);
+	if (err || file->engine == GMEM_ENGINE_KERNEL)
+		return err;
+	err = gmem_gate_open(file, slot->off, len_of(slot), &slot->gate);
+	return !err && gmem_slot_has_hva(slot) ? add_caller(slot) : err;
 }
 
 /* ---- barring */
@@ -58,9 +110,10 @@ static bool type_bars_private(const struct gmem_vm *vm)
 
 void gmem_kvm_slot_invalidate(struct gmem_slot *slot, uint64_t off, uint64_t len, uint32_t sides)
 {
-	bool becomes_private = (sides & SIDES) == GMEM_SIDE_SHARED;
+	bool becomes_private = (sides & SIDES) == GMEM_SIDE_SHARED, other_side = (sides & SIDES) != SIDES;
 
-	if (!slot->gate || !((sides & GMEM_SIDE_BAR) || (becomes_private && type_bars_private(slot->vm))))
+	if (!slot->gate || !((sides & GMEM_SIDE_BAR) || (becomes_private && type_bars_private(slot->vm)) ||
+			     (other_side && slot->gate->caller)))
 		return;
 	if (gmem_gate_bar(slot->gate, off, len))
 		give_up(slot);
@@ -151,6 +204,8 @@ static int bar_at_first(struct gmem_slot *slot)
 		err = bar_private(gate);
 	if (!err)
 		err = bar_userfault(slot);
+	if (!err && gate->caller && !atomic_load(&slot->userfault))
+		err = gmem_gate_show_caller(gate);
 	unlock(slot);
 	return err;
 }
@@ -171,7 +226,7 @@ int gmem_kvm_slot_bar_pages(struct gmem_slot *slot, uint64_t page, uint64_t npag
 /* Of the slot, in KVM, where it is plain memory. */
 static uint32_t flags_of(const struct gmem_slot *slot)
 {
-	uint32_t flags = gmem_slot_has_file(slot) ? 0 : atomic_load(&slot->flags) & ~GMEM_SLOT_LOG_DIRTY;
+	uint32_t flags = atomic_load(&slot->flags) & GMEM_SLOT_READONLY;
 
 	return flags | (gmem_slot_logs(slot) & GMEM_LOG_DIRTY ? GMEM_SLOT_LOG_DIRTY : 0);
 }
@@ -179,8 +234,8 @@ static uint32_t flags_of(const struct gmem_slot *slot)
 /* Of a gate, or the caller's memory. */
 static int set_plain(const struct gmem_slot *slot, uint32_t flags)
 {
-	return gmem_kvm_plain_slot_set(slot->vm->kvm, slot->id, flags, slot->gfn << GMEM_PAGE_SHIFT,
-				       slot->npages << GMEM_PAGE_SHIFT, slot->gate ? slot->gate->addr : slot->hva);
+	return gmem_kvm_plain_slot_set(slot->vm->kvm, slot->id, flags, slot->gfn << GMEM_PAGE_SHIFT, len_of(slot),
+				       slot->gate ? slot->gate->addr : slot->hva);
 }
 
 int gmem_kvm_slot_log(struct gmem_slot *slot, bool on)
@@ -209,9 +264,8 @@ int gmem_kvm_slot_add(struct gmem_vm *vm, struct gmem_slot *slot)
 		return 0;
 	if (gmem_slot_has_file(slot) && !slot->gate) {
 		/* KVM's own accesses, as of an instruction that it emulates, go through the address. */
-		err = gmem_kvm_slot_set(vm->kvm, slot->id, slot->gfn << GMEM_PAGE_SHIFT,
-					slot->npages << GMEM_PAGE_SHIFT, slot->window, atomic_load(&slot->file)->fd,
-					slot->off);
+		err = gmem_kvm_slot_set(vm->kvm, slot->id, slot->gfn << GMEM_PAGE_SHIFT, len_of(slot), slot->window,
+					atomic_load(&slot->file)->fd, slot->off);
 	} else {
 		err = slot->gate ? bar_at_first(slot) : 0;
 		if (err)

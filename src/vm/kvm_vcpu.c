@@ -18,9 +18,10 @@ static enum gmem_map_result let_pass(struct gmem_vcpu *vcpu, const struct gmem_m
 
 	if (m->gate) {
 		atomic_fetch_add(&vm->passing, 1);
-		err = gmem_gate_pass(m->gate, m->off, m->alone);
-		/* Before it is over: see pages_changed() in kvm_exit.c. */
-		if (!err)
+		err = m->hva ? gmem_gate_pass_caller(m->gate, m->off, m->alone) :
+			       gmem_gate_pass(m->gate, m->off, m->alone);
+		/* Before it is over: see pages_changed() in kvm_exit.c. To show the caller's may have barred others. */
+		if (!err || m->hva)
 			atomic_fetch_add(&vm->passed, 1);
 		atomic_fetch_sub(&vm->passing, 1);
 	}

@@ -25,11 +25,11 @@
 
 static int zap(struct gmem_slot *slot, uint64_t page, uint64_t npages, uint32_t logs)
 {
+	if (slot->gate && (logs & GMEM_LOG_ACCESSED))
+		return gmem_kvm_slot_bar_pages(slot, page, npages);
 	/* The caller's memory is not mapped. */
 	if (!gmem_slot_has_file(slot))
 		return 0;
-	if (slot->gate && (logs & GMEM_LOG_ACCESSED))
-		return gmem_kvm_slot_bar_pages(slot, page, npages);
 	gmem_mmu_zap(&slot->vm->mmu, slot->gfn + page, npages, BOTH);
 	return 0;
 }

@@ -271,7 +271,7 @@ static int bind_file(struct gmem_vm *vm, struct gmem_slot *slot, const struct gm
 	err = gmem_kvm_slot_open(vm, slot);
 	if (!err)
 		err = gmem_file_bind(s->file, &slot->binding);
-	return err ? gmem_err_prefix(err, "gmem_vm_set_slot: slot %u", s->slot) : 0;
+	return err;
 }
 
 /* slots_lock held. */
@@ -287,10 +287,10 @@ static int create(struct gmem_vm *vm, const struct gmem_memslot *s)
 	slot = new_slot(vm, s);
 	if (!slot)
 		return gmem_err_sys(-ENOMEM, "gmem_vm_set_slot");
-	if (s->file) {
-		err = bind_file(vm, slot, s);
-		if (err)
-			goto out_close;
+	err = s->file ? bind_file(vm, slot, s) : gmem_kvm_slot_open(vm, slot);
+	if (err) {
+		gmem_err_prefix(err, "gmem_vm_set_slot: slot %u", s->slot);
+		goto out_close;
 	}
 	err = check_addressable(vm, s);
 	if (!err)
@@ -336,6 +336,7 @@ static int move(struct gmem_vm *vm, struct gmem_slot *old, const struct gmem_mem
 	err = gmem_vm_change_logs(old, logs | logs_of(s, logs));
 	/* To KVM it is one change, of the slot of that number. */
 	atomic_store(&new->log, atomic_load(&old->log));
+	new->gate = old->gate;
 	if (!err)
 		err = gmem_kvm_slot_add(vm, new);
 	if (!err)
@@ -349,6 +350,7 @@ static int move(struct gmem_vm *vm, struct gmem_slot *old, const struct gmem_mem
 	}
 	gmem_hva_drain(&vm->mmu, old);
 	atomic_store(&old->log, NULL);
+	old->gate = NULL;
 	forget(vm, old);
 	return gmem_vm_change_logs(new, logs_of(s, logs));
 }
@@ -357,9 +359,15 @@ static int move(struct gmem_vm *vm, struct gmem_slot *old, const struct gmem_mem
 static int set_flags(struct gmem_vm *vm, struct gmem_slot *slot, const struct gmem_memslot *s)
 {
 	const uint64_t *bitmap = bitmap_of(s), *had;
-	int err = gmem_vm_change_logs(slot, logs_of(s, gmem_slot_logs(slot)));
 	uint32_t old;
+	int err;
 
+	if (bitmap && vm->kvm >= 0 && !slot->gate)
+		return gmem_err(-EOPNOTSUPP,
+				"gmem_vm_set_slot: slot %u: a bitmap, on KVM, of the program's memory: only from the "
+				"beginning",
+				s->slot);
+	err = gmem_vm_change_logs(slot, logs_of(s, gmem_slot_logs(slot)));
 	if (err)
 		return gmem_err_prefix(err, "gmem_vm_set_slot");
 	/* Bitmaps are no flag of KVM's. */
@@ -367,10 +375,10 @@ static int set_flags(struct gmem_vm *vm, struct gmem_slot *slot, const struct gm
 	had = atomic_exchange(&slot->userfault, bitmap);
 	if (had == bitmap)
 		return 0;
-	if (bitmap && gmem_slot_has_file(slot)) {
+	if (bitmap && gmem_slot_has_file(slot))
 		gmem_mmu_zap(&vm->mmu, slot->gfn, slot->npages, BOTH);
+	if (bitmap)
 		err = gmem_kvm_slot_set_userfault(slot);
-	}
 	if (err) {
 		atomic_store(&slot->flags, old);
 		atomic_store(&slot->userfault, had);
@@ -404,15 +412,10 @@ static int modify(struct gmem_vm *vm, struct gmem_slot *slot, const struct gmem_
 /* What guests on KVM cannot be kept from: accesses that are KVM's own business. */
 static int check_kvm(const struct gmem_vm *vm, const struct gmem_memslot *s)
 {
-	if (vm->kvm < 0 || !s->len)
+	if (vm->kvm < 0 || !s->len || !(s->flags & GMEM_SLOT_USERFAULT) || !s->file ||
+	    s->file->engine != GMEM_ENGINE_KERNEL)
 		return 0;
-	if (s->file && s->hva)
-		return gmem_err(-EOPNOTSUPP, "gmem_vm_set_slot: slot %u: two memories of one slot, on KVM", s->slot);
-	if ((s->flags & GMEM_SLOT_USERFAULT) && (!s->file || s->file->engine == GMEM_ENGINE_KERNEL))
-		return gmem_err(-EOPNOTSUPP,
-				"gmem_vm_set_slot: slot %u: a bitmap on KVM, and not of a file of the user engine",
-				s->slot);
-	return 0;
+	return gmem_err(-EOPNOTSUPP, "gmem_vm_set_slot: slot %u: a bitmap of a guest_memfd, on KVM", s->slot);
 }
 
 int gmem_vm_set_slot(struct gmem_vm *vm, const struct gmem_memslot *memslot)

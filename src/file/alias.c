@@ -1,0 +1,284 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Gates that show the caller's memory where a page is shared, and the file's where it is private.
+ *
+ * What shows the caller's memory is an *alias*, a second mapping of the same pages: mremap(2) with an old size of 0,
+ * which there is for shared memory only. It is put in place whole, over what was there: at no moment is there nothing,
+ * or anything else. An alias has no markers. To bar its pages the file is mapped over them again: out of reach
+ * (PROT_NONE) until it has its markers, and then opened. A guest that comes in between meets nothing, KVM_RUN is
+ * -EFAULT, and it begins again (vm/kvm_exit.c).
+ *
+ * Each alias may be two mappings more, of which a process has some ten thousands. When there are no more, the file is
+ * mapped over all of the gate, which is one, and guests meet its pages anew. Even that takes one for a moment: so each
+ * such gate has a few that mean nothing.
+ *
+ * No userfault of the caller's is raised in an alias, and what is absent there is zero. So where somebody serves the
+ * memory when the gate is made, each page is touched at the caller's own address before an alias shows it, alone.
+ */
+#include <errno.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/err.h"
+#include "base/range.h"
+#include "file/gate.h"
+#include "sys/maps.h"
+#include "sys/uffd.h"
+
+#define BALLAST_LEN (8 * GMEM_PAGE_SIZE)
+
+static void add_ballast(struct gmem_gate *gate)
+{
+	char *p = mmap(NULL, BALLAST_LEN, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (p == MAP_FAILED)
+		return;
+	/* So that no two are one. */
+	for (uint64_t off = GMEM_PAGE_SIZE; off < BALLAST_LEN; off += 2 * GMEM_PAGE_SIZE)
+		(void)mprotect(p + off, GMEM_PAGE_SIZE, PROT_READ);
+	gate->ballast = p;
+}
+
+static void drop_ballast(struct gmem_gate *gate)
+{
+	if (gate->ballast)
+		munmap(gate->ballast, BALLAST_LEN);
+	gate->ballast = NULL;
+}
+
+int gmem_gate_add_caller(struct gmem_gate *gate, char *hva)
+{
+	uint64_t nwords = ((gate->len >> GMEM_PAGE_SHIFT) + 63) / 64;
+	int err;
+
+	if (gate->file->page_size != GMEM_PAGE_SIZE)
+		return gmem_err(-EOPNOTSUPP, "a file of huge pages beside memory of the caller's, on KVM");
+	gate->aliased = calloc(nwords, sizeof(*gate->aliased));
+	if (!gate->aliased)
+		return gmem_err_sys(-ENOMEM, "a guest's memory");
+	gate->caller = hva;
+	add_ballast(gate);
+	/* All of the gate is one mapping of the file's now, which can be registered as a whole. */
+	err = gmem_gate_make_markable(gate);
+	if (err)
+		gmem_gate_drop_caller(gate);
+	return err;
+}
+
+void gmem_gate_drop_caller(struct gmem_gate *gate)
+{
+	drop_ballast(gate);
+	free(gate->aliased);
+	gate->aliased = NULL;
+	gate->caller = NULL;
+}
+
+static void note_aliased(struct gmem_gate *gate, uint64_t off, uint64_t end, bool aliased)
+{
+	for (; off < end; off += GMEM_PAGE_SIZE) {
+		uint64_t page = (off - gate->off) >> GMEM_PAGE_SHIFT, bit = 1ull << page % 64;
+
+		if (aliased)
+			gate->aliased[page / 64] |= bit;
+		else
+			gate->aliased[page / 64] &= ~bit;
+	}
+}
+
+static char *caller_at(const struct gmem_gate *gate, uint64_t off)
+{
+	return gate->caller + (off - gate->off);
+}
+
+/* ---- barring */
+
+/* Nobody can touch what is marked here, so none comes in between. */
+static int mark(struct gmem_gate *gate, uint64_t off, uint64_t end)
+{
+	uint64_t done;
+	int err = 0;
+
+	for (; off < end && (!err || err == -EAGAIN); off += done) {
+		err = gmem_sys_uffd_poison(gate->uffd, (uintptr_t)gmem_gate_at(gate, off), end - off, false, &done);
+		if (err == -EAGAIN)
+			sched_yield();
+	}
+	return err;
+}
+
+/* The file, with a marker a page. Until all is well the pages count as what they were, and nobody reaches them. */
+static int map_file(struct gmem_gate *gate, uint64_t off, uint64_t end)
+{
+	char *at = gmem_gate_at(gate, off);
+	uint64_t len = end - off;
+	int err;
+
+	if (mmap(at, len, PROT_NONE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, gate->file->fd, (off_t)off) == MAP_FAILED)
+		return -errno;
+	note_aliased(gate, off, end, true);
+	if (madvise(at, len, MADV_DONTFORK))
+		return -errno;
+	gmem_file_advise(gate->file, at, len);
+	err = gmem_sys_uffd_register(gate->uffd, (uintptr_t)at, len, GMEM_SYS_UFFD_WP);
+	if (!err)
+		err = mark(gate, off, end);
+	if (!err && mprotect(at, len, PROT_READ | PROT_WRITE))
+		err = -errno;
+	if (err)
+		return err;
+	note_aliased(gate, off, end, false);
+	for (; off < end; off += GMEM_PAGE_SIZE)
+		gmem_gate_note_barred(gate, off, true);
+	return 0;
+}
+
+/* All of it is one mapping then. */
+static int start_over(struct gmem_gate *gate)
+{
+	int err;
+
+	drop_ballast(gate);
+	err = map_file(gate, gate->off, gate->off + gate->len);
+	add_ballast(gate);
+	return err;
+}
+
+int gmem_gate_cover(struct gmem_gate *gate, uint64_t off, uint64_t end)
+{
+	int err = map_file(gate, off, end);
+
+	if (err == -ENOMEM)
+		err = start_over(gate);
+	return err ? gmem_err_sys(err, "barring 0x%llx to 0x%llx from a guest", (unsigned long long)off,
+				  (unsigned long long)end) :
+		     0;
+}
+
+/* ---- showing */
+
+/* The caller's mapping at `hva`. -EFAULT: there is none; or the errors of looking. */
+static int find_mapping(const char *hva, struct gmem_sys_mapping *ret)
+{
+	int fd = gmem_sys_maps_open(0), err;
+	struct gmem_sys_maps maps;
+
+	if (fd < 0)
+		return gmem_err_sys(fd, "/proc/self/maps");
+	gmem_sys_maps_begin(&maps, fd, (uintptr_t)hva);
+	err = gmem_sys_maps_next(&maps, ret);
+	close(fd);
+	if (err == -ENOENT || (!err && ret->hva > (uintptr_t)hva))
+		return gmem_err(-EFAULT, "hva %p: nothing is mapped there", (const void *)hva);
+	return err ? gmem_err_sys(err, "/proc/self/maps") : 0;
+}
+
+/* [off, end) shows the caller's memory, which is one mapping there. */
+static int map_caller(struct gmem_gate *gate, uint64_t off, uint64_t end)
+{
+	uint64_t len = end - off;
+	char *p = mremap(caller_at(gate, off), 0, len, MREMAP_MAYMOVE);
+	int err = 0;
+
+	if (p == MAP_FAILED)
+		return -errno;
+	if (madvise(p, len, MADV_DONTFORK) ||
+	    mremap(p, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, gmem_gate_at(gate, off)) == MAP_FAILED) {
+		err = -errno;
+		munmap(p, len);
+		/* It may have failed with nothing left in its place. */
+		(void)map_file(gate, off, end);
+		return err;
+	}
+	note_aliased(gate, off, end, true);
+	for (; off < end; off += GMEM_PAGE_SIZE)
+		gmem_gate_note_barred(gate, off, false);
+	return 0;
+}
+
+/* As far as one mapping of the caller's goes; *ret_end is where it ended. */
+static int show(struct gmem_gate *gate, uint64_t off, uint64_t end, uint64_t *ret_end)
+{
+	const char *hva = caller_at(gate, off);
+	struct gmem_sys_mapping m;
+	int err = find_mapping(hva, &m);
+
+	if (err)
+		return err;
+	if (!m.shared)
+		return gmem_err(-EOPNOTSUPP, "hva %p: a private mapping", (const void *)hva);
+	*ret_end = gmem_min_u64(end, off + (m.end - (uintptr_t)hva));
+	err = map_caller(gate, off, *ret_end);
+	if (err == -ENOMEM) {
+		err = start_over(gate);
+		*ret_end = off + GMEM_PAGE_SIZE;
+		if (!err)
+			err = map_caller(gate, off, *ret_end);
+	}
+	return err ? gmem_err_sys(err, "hva %p: mapping it for a guest", (const void *)hva) : 0;
+}
+
+/* Somebody's userfaults are raised in [hva, hva + len), or in a part of it: a second descriptor is refused. */
+static bool is_served(struct gmem_gate *gate, uint64_t off, uint64_t end)
+{
+	uint64_t hva = (uintptr_t)caller_at(gate, off);
+	int err = gmem_sys_uffd_register(gate->uffd, hva, end - off, GMEM_SYS_UFFD_WP);
+
+	if (!err)
+		(void)gmem_sys_uffd_unregister(gate->uffd, hva, end - off);
+	return err == -EBUSY;
+}
+
+int gmem_gate_show_caller(struct gmem_gate *gate)
+{
+	const struct gmem_state *state = &gate->file->state;
+	uint64_t off = gate->off, gate_end = off + gate->len, to, end;
+	int err = 0;
+
+	for (; off < gate_end && !err; off = to) {
+		uint64_t page = off >> GMEM_PAGE_SHIFT;
+
+		end = to = gmem_state_side_end(state, page, gate_end >> GMEM_PAGE_SHIFT) << GMEM_PAGE_SHIFT;
+		if (gmem_state_private(state, page))
+			continue;
+		pthread_mutex_lock(&gate->m);
+		gate->served |= is_served(gate, off, end);
+		if (gate->served || show(gate, off, end, &to))
+			to = off;
+		pthread_mutex_unlock(&gate->m);
+		if (to == off) {
+			err = gmem_gate_bar(gate, off, end - off);
+			to = end;
+		}
+	}
+	return err;
+}
+
+/* The page, and those after it that are shared too and show something else. */
+static uint64_t run_end(const struct gmem_gate *gate, uint64_t off)
+{
+	uint64_t end = gmem_state_side_end(&gate->file->state, off >> GMEM_PAGE_SHIFT,
+					   (gate->off + gate->len) >> GMEM_PAGE_SHIFT)
+		       << GMEM_PAGE_SHIFT;
+	uint64_t to = off + GMEM_PAGE_SIZE;
+
+	while (to < end && !gmem_gate_aliased(gate, to))
+		to += GMEM_PAGE_SIZE;
+	return to;
+}
+
+int gmem_gate_pass_caller(struct gmem_gate *gate, uint64_t off, bool alone)
+{
+	uint64_t end = off + GMEM_PAGE_SIZE;
+	int err;
+
+	pthread_mutex_lock(&gate->m);
+	/* One that shows it already and was met all the same may show what the caller has mapped no more: anew. */
+	if (!alone && !gate->served && !gmem_gate_aliased(gate, off))
+		end = run_end(gate, off);
+	err = show(gate, off, end, &end);
+	pthread_mutex_unlock(&gate->m);
+	return err;
+}

@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: MIT */
+#include "vm/caller.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/err.h"
+#include "base/range.h"
+#include "file/file.h"
+#include "sys/call.h"
+#include "sys/maps.h"
+#include "sys/memfd.h"
+#include "sys/uffd.h"
+
+#define CHUNK (2ull << 20) /* a large page */
+
+typedef int (*each_fn)(void *opaque, const struct gmem_sys_mapping *m);
+
+/* Calls fn for each mapping in the range, the part of it that is. */
+static int each_mapping(const char *hva, uint64_t len, each_fn fn, void *opaque)
+{
+	uint64_t from = (uintptr_t)hva, to = from + len;
+	int fd = gmem_sys_maps_open(0), err = 0;
+	struct gmem_sys_mapping m;
+	struct gmem_sys_maps maps;
+
+	if (fd < 0)
+		return gmem_err_sys(fd, "/proc/self/maps");
+	gmem_sys_maps_begin(&maps, fd, from);
+	while (!err && !(err = gmem_sys_maps_next(&maps, &m)) && m.hva < to) {
+		if (m.hva < from) {
+			m.off += from - m.hva;
+			m.hva = from;
+		}
+		m.end = gmem_min_u64(m.end, to);
+		err = fn(opaque, &m);
+	}
+	close(fd);
+	return err == -ENOENT ? 0 : err;
+}
+
+/* ---- whose it is */
+
+struct shows {
+	const struct gmem_state_header *h;
+	uint64_t hva, off, ours;
+};
+
+static int compare(void *opaque, const struct gmem_sys_mapping *m)
+{
+	struct shows *s = opaque;
+
+	if (m->dev != s->h->dev || m->ino != s->h->ino)
+		return 0;
+	if (!m->shared || m->off != s->off + (m->hva - s->hva))
+		return gmem_err(-EOPNOTSUPP, "hva 0x%llx shows the file at another offset, or a private copy of it",
+				(unsigned long long)m->hva);
+	s->ours += m->end - m->hva;
+	return 0;
+}
+
+int gmem_caller_shows(const char *hva, uint64_t len, const struct gmem_file *file, uint64_t off, uint64_t *ret)
+{
+	struct shows s = { .h = file->state.header, .hva = (uintptr_t)hva, .off = off };
+	int err = each_mapping(hva, len, compare, &s);
+
+	*ret = s.ours;
+	return err;
+}
+
+/* ---- adopting */
+
+/* What takes the place of one mapping. */
+struct adoption {
+	char *hva;
+	uint64_t len;
+	int prot;
+	int fd; /* of the new memory */
+	int uffd; /* keeps threads waiting that touch what has been taken away */
+	char *bounce; /* CHUNK */
+};
+
+static bool is_zero(const char *page)
+{
+	return !page[0] && !memcmp(page, page + 1, GMEM_PAGE_SIZE - 1);
+}
+
+/* Zero need not be written: the new memory is. */
+static int write_chunk(const struct adoption *a, uint64_t off, uint64_t n)
+{
+	int err = 0;
+
+	for (uint64_t at = 0, to; at < n && !err; at = to) {
+		to = at + GMEM_PAGE_SIZE;
+		if (is_zero(a->bounce + at))
+			continue;
+		while (to < n && !is_zero(a->bounce + to))
+			to += GMEM_PAGE_SIZE;
+		err = gmem_pwrite_all(a->fd, a->bounce + at, to - at, off + at);
+	}
+	return err;
+}
+
+/*
+ * The pages are moved away, and who touches them waits. If they cannot be copied they are moved back. `wake` comes in
+ * either case.
+ */
+static int adopt_chunk(const struct adoption *a, uint64_t off, uint64_t n)
+{
+	char *at = a->hva + off, *old = mremap(at, n, n, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, NULL);
+	ssize_t done;
+	int err;
+
+	if (old == MAP_FAILED)
+		return -errno;
+	done = gmem_sys_peek(a->bounce, old, n);
+	err = done == (ssize_t)n ? write_chunk(a, off, n) : done < 0 && done != -EFAULT ? (int)done : -EHWPOISON;
+	if (!err && mmap(at, n, a->prot, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, a->fd, (off_t)off) == MAP_FAILED)
+		err = -errno;
+	if (!err)
+		munmap(old, n);
+	else
+		(void)mremap(old, n, n, MREMAP_MAYMOVE | MREMAP_FIXED, at);
+	(void)gmem_sys_uffd_wake(a->uffd, (uintptr_t)at, n);
+	return err;
+}
+
+static int adopt_chunks(const struct adoption *a)
+{
+	uint64_t off = 0;
+	int err = 0;
+
+	while (off < a->len && !err) {
+		uint64_t hva = (uintptr_t)a->hva + off;
+		uint64_t n = gmem_min_u64((hva | (CHUNK - 1)) + 1 - hva, a->len - off);
+
+		err = adopt_chunk(a, off, n);
+		off += n;
+	}
+	return err;
+}
+
+static int adopt(char *hva, uint64_t len, int prot)
+{
+	struct adoption a = { .hva = hva, .len = len, .prot = prot, .fd = -1, .uffd = -1 };
+	bool user_mode_only;
+	int err;
+
+	a.uffd = gmem_sys_uffd_open(0, &user_mode_only);
+	if (a.uffd < 0)
+		return a.uffd == -EMFILE || a.uffd == -ENFILE ? a.uffd : -EOPNOTSUPP;
+	a.bounce = malloc(CHUNK);
+	err = a.bounce ? 0 : -ENOMEM;
+	if (!err)
+		a.fd = gmem_memfd_create("gmem-adopted", len);
+	if (a.fd < 0 && !err)
+		err = a.fd;
+	if (!err)
+		err = gmem_sys_uffd_register(a.uffd, (uintptr_t)hva, len, GMEM_SYS_UFFD_MISSING);
+	if (!err)
+		err = adopt_chunks(&a);
+	/* Whoever waits still goes on. */
+	close(a.uffd);
+	if (a.fd >= 0)
+		close(a.fd);
+	free(a.bounce);
+	return err;
+}
+
+/* One page mapped twice, and away with it. */
+static int try_twice(char *hva)
+{
+	void *p = mremap(hva, 0, GMEM_PAGE_SIZE, MREMAP_MAYMOVE);
+
+	if (p == MAP_FAILED)
+		return errno == EINVAL ? -EOPNOTSUPP : -errno;
+	munmap(p, GMEM_PAGE_SIZE);
+	return 0;
+}
+
+static int make_shared(void *opaque, const struct gmem_sys_mapping *m)
+{
+	char *hva = (char *)(uintptr_t)m->hva;
+	int err;
+
+	(void)opaque;
+	if (m->shared)
+		err = try_twice(hva);
+	else if (m->ino || !(m->prot & PROT_READ))
+		err = -EOPNOTSUPP;
+	else
+		err = adopt(hva, m->end - m->hva, m->prot);
+	if (!err)
+		return 0;
+	return gmem_err(err, "hva 0x%llx to 0x%llx: %s", (unsigned long long)m->hva, (unsigned long long)m->end,
+			err == -EBUSY	   ? "private memory that is registered with userfaultfd: map it shared" :
+			err == -EOPNOTSUPP ? "memory that cannot be mapped a second time: map it shared" :
+			err == -EHWPOISON  ? "some of it is poisoned" :
+					     strerror(-err));
+}
+
+int gmem_caller_make_shared(char *hva, uint64_t len)
+{
+	return each_mapping(hva, len, make_shared, NULL);
+}
