@@ -159,7 +159,7 @@ int gmem_gate_cover(struct gmem_gate *gate, uint64_t off, uint64_t end)
 
 /* ---- showing */
 
-/* The caller's mapping at `hva`. -EFAULT: there is none; or the errors of looking. */
+/* The caller's mapping at `hva` or, if there is none, the next one; at the end of all. Errors of looking. */
 static int find_mapping(const char *hva, struct gmem_sys_mapping *ret)
 {
 	int fd = gmem_sys_maps_open(0), err;
@@ -170,9 +170,9 @@ static int find_mapping(const char *hva, struct gmem_sys_mapping *ret)
 	gmem_sys_maps_begin(&maps, fd, (uintptr_t)hva);
 	err = gmem_sys_maps_next(&maps, ret);
 	close(fd);
-	if (err == -ENOENT || (!err && ret->hva > (uintptr_t)hva))
-		return gmem_err(-EFAULT, "hva %p: nothing is mapped there", (const void *)hva);
-	return err ? gmem_err_sys(err, "/proc/self/maps") : 0;
+	if (err == -ENOENT)
+		*ret = (struct gmem_sys_mapping){ .hva = UINT64_MAX };
+	return err && err != -ENOENT ? gmem_err_sys(err, "/proc/self/maps") : 0;
 }
 
 /* [off, end) shows the caller's memory, which is one mapping there. */
@@ -198,30 +198,40 @@ static int map_caller(struct gmem_gate *gate, uint64_t off, uint64_t end)
 	return 0;
 }
 
-/* As far as one mapping of the caller's goes; *ret_end is where it ended. */
-static int show(struct gmem_gate *gate, uint64_t off, uint64_t end, uint64_t *ret_end)
+/* Where the caller's mapping ends that has the page, or the hole there, or `end`. -EFAULT: a hole. */
+static int find_end(const struct gmem_gate *gate, uint64_t off, uint64_t end, uint64_t *ret_end)
 {
 	const char *hva = caller_at(gate, off);
 	struct gmem_sys_mapping m;
 	int err = find_mapping(hva, &m);
+	bool hole = !err && m.hva > (uintptr_t)hva;
 
+	*ret_end = off + GMEM_PAGE_SIZE;
 	if (err)
 		return err;
+	*ret_end = off + gmem_min_u64(end - off, (hole ? m.hva : m.end) - (uintptr_t)hva);
+	if (hole)
+		return gmem_err(-EFAULT, "hva %p: nothing is mapped there", (const void *)hva);
 	if (!m.shared)
 		return gmem_err(-EOPNOTSUPP, "hva %p: a private mapping", (const void *)hva);
-	*ret_end = gmem_min_u64(end, off + (m.end - (uintptr_t)hva));
-	err = map_caller(gate, off, *ret_end);
-	if (err == -ENOMEM) {
-		err = start_over(gate);
-		*ret_end = off + GMEM_PAGE_SIZE;
-		if (!err)
-			err = map_caller(gate, off, *ret_end);
-	}
-	return err ? gmem_err_sys(err, "hva %p: mapping it for a guest", (const void *)hva) : 0;
+	return 0;
 }
 
-/* Somebody's userfaults are raised in [hva, hva + len), or in a part of it: a second descriptor is refused. */
-static bool is_served(struct gmem_gate *gate, uint64_t off, uint64_t end)
+/* [off, end), or the first page of it. */
+static int show(struct gmem_gate *gate, uint64_t off, uint64_t end)
+{
+	int err = map_caller(gate, off, end);
+
+	if (err == -ENOMEM) {
+		err = start_over(gate);
+		if (!err)
+			err = map_caller(gate, off, off + GMEM_PAGE_SIZE);
+	}
+	return err ? gmem_err_sys(err, "hva %p: mapping it for a guest", (void *)caller_at(gate, off)) : 0;
+}
+
+/* Somebody's userfaults are raised in one mapping of the caller's: a second descriptor is refused. */
+static bool is_served(const struct gmem_gate *gate, uint64_t off, uint64_t end)
 {
 	uint64_t hva = (uintptr_t)caller_at(gate, off);
 	int err = gmem_sys_uffd_register(gate->uffd, hva, end - off, GMEM_SYS_UFFD_WP);
@@ -231,27 +241,32 @@ static bool is_served(struct gmem_gate *gate, uint64_t off, uint64_t end)
 	return err == -EBUSY;
 }
 
+/* As far as one mapping goes. */
+static bool show_piece(struct gmem_gate *gate, uint64_t off, uint64_t end, uint64_t *ret_end)
+{
+	bool shown;
+
+	pthread_mutex_lock(&gate->m);
+	shown = !find_end(gate, off, end, ret_end);
+	gate->served |= shown && is_served(gate, off, *ret_end);
+	shown = shown && !gate->served && !show(gate, off, *ret_end);
+	pthread_mutex_unlock(&gate->m);
+	return shown;
+}
+
 int gmem_gate_show_caller(struct gmem_gate *gate)
 {
 	const struct gmem_state *state = &gate->file->state;
-	uint64_t off = gate->off, gate_end = off + gate->len, to, end;
+	uint64_t off = gate->off, end = off + gate->len, to;
 	int err = 0;
 
-	for (; off < gate_end && !err; off = to) {
+	for (; off < end && !err; off = to) {
 		uint64_t page = off >> GMEM_PAGE_SHIFT;
+		uint64_t run = gmem_state_side_end(state, page, end >> GMEM_PAGE_SHIFT) << GMEM_PAGE_SHIFT;
 
-		end = to = gmem_state_side_end(state, page, gate_end >> GMEM_PAGE_SHIFT) << GMEM_PAGE_SHIFT;
-		if (gmem_state_private(state, page))
-			continue;
-		pthread_mutex_lock(&gate->m);
-		gate->served |= is_served(gate, off, end);
-		if (gate->served || show(gate, off, end, &to))
-			to = off;
-		pthread_mutex_unlock(&gate->m);
-		if (to == off) {
-			err = gmem_gate_bar(gate, off, end - off);
-			to = end;
-		}
+		to = run;
+		if (!gmem_state_private(state, page) && !show_piece(gate, off, run, &to))
+			err = gmem_gate_bar(gate, off, to - off);
 	}
 	return err;
 }
@@ -278,7 +293,9 @@ int gmem_gate_pass_caller(struct gmem_gate *gate, uint64_t off, bool alone)
 	/* One that shows it already and was met all the same may show what the caller has mapped no more: anew. */
 	if (!alone && !gate->served && !gmem_gate_aliased(gate, off))
 		end = run_end(gate, off);
-	err = show(gate, off, end, &end);
+	err = find_end(gate, off, end, &end);
+	if (!err)
+		err = show(gate, off, end);
 	pthread_mutex_unlock(&gate->m);
 	return err;
 }
