@@ -578,7 +578,7 @@ struct gmem_memslot {
  * With GMEM_VM_KVM guests reach `hva` beside a file, or in a slot set with USERFAULT, in a mapping of the library's.
  * Private anonymous memory is then replaced by shared memory with the same bytes; memory that is lazily served has to
  * be registered before (and be shared: -EBUSY). -EOPNOTSUPP: it cannot be mapped twice; it is beside a guest_memfd, or
- * huge pages; USERFAULT of a guest_memfd, or given later to a slot without a file. -EHWPOISON, -EMFILE.
+ * huge pages; USERFAULT of a guest_memfd, of huge pages, or given later to a slot without a file. -EHWPOISON, -EMFILE.
  */
 int gmem_vm_set_slot(struct gmem_vm *vm, const struct gmem_memslot *memslot);
 
@@ -589,8 +589,8 @@ int gmem_vm_set_slot(struct gmem_vm *vm, const struct gmem_memslot *memslot);
  * Which logs a slot keeps from now on; 0: none. A log that it keeps already stays as it is, another one begins empty.
  * Without a file GMEM_LOG_DIRTY is the slot's flag GMEM_SLOT_LOG_DIRTY. What guests do is logged, on KVM too; not what
  * the host does (views, populate, punch, conversions). Waits as gmem_vm_set_slot() does. -EINVAL: no such slot, an
- * unknown log. -ENOMEM. -EOPNOTSUPP: with GMEM_VM_KVM, a file of the kernel engine, or GMEM_LOG_ACCESSED of `hva`
- * alone, unless set with USERFAULT. -EIO: as gmem_vm_set_slot(). On failure all is as it was.
+ * unknown log. -ENOMEM. -EOPNOTSUPP: with GMEM_VM_KVM, a file of the kernel engine, or GMEM_LOG_ACCESSED of huge pages,
+ * or of `hva` alone, unless set with USERFAULT. -EIO: as gmem_vm_set_slot(). On failure all is as it was.
  *
  * A page that is mapped without being touched (gmem_vcpu_pre_fault(), gmem_mmu_map_private_pfn()) counts as touched.
  * KVM counts some that a guest has only read as written to.

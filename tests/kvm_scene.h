@@ -8,6 +8,7 @@
 #include "mmu_util.h"
 
 #include "guest.h"
+#include "huge_util.h"
 #include "supply_util.h"
 #include "sys/kvm.h"
 
@@ -93,7 +94,9 @@ static inline void scene_set_up(struct scene *s, const struct scene_opts *o)
 	s->vm = new_kvm_vm(o->type);
 	if (o->irqchip && ioctl(gmem_vm_kvm_fd(s->vm), KVM_CREATE_IRQCHIP, 0))
 		SKIP("kvm", "interrupt controllers in the kernel: %s", strerror(errno));
-	s->file = o->engine == GMEM_ENGINE_KERNEL ? kernel_file(s->vm, s->len) : make_file(s->len, o->flags);
+	s->file = o->engine == GMEM_ENGINE_KERNEL ? kernel_file(s->vm, s->len) :
+		  o->flags & GMEM_FILE_HUGETLB	  ? huge_file(s->len / H, o->flags) :
+						    make_file(s->len, o->flags);
 	CHECK_OK(set_slot(s->vm, 0, GPA, s->len, s->file, 0));
 	s->vcpu = new_kvm_vcpu(s->vm, 0);
 	s->boot = boot_range(s->vm, 0);

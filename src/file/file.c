@@ -65,6 +65,7 @@ static struct gmem_file *new_file(void)
 	file->own = map_own();
 	file->pid = getpid();
 	gmem_rwlock_init(&file->invalidate_lock, GMEM_LOCK_INVALIDATE);
+	pthread_mutex_init(&file->gates_m, NULL);
 	file->fd = -1;
 	file->kvm_vm = -1;
 	file->state.fd = -1;
@@ -241,6 +242,7 @@ static void destroy(struct gmem_file *file)
 		close(file->empty_fd);
 	if (ours)
 		gmem_rwlock_destroy(&file->invalidate_lock);
+	pthread_mutex_destroy(&file->gates_m);
 	free(file);
 }
 

@@ -179,6 +179,7 @@ struct gmem_file {
 	_Atomic uint32_t *_Atomic pins; /* a count a page, NULL before the first pin */
 	struct gmem_view *views;
 	struct gmem_gate *gates; /* gate.h */
+	pthread_mutex_t gates_m; /* a leaf; held while one is, which those with the lock, shared, do too */
 	/* Guarded by the invalidate lock: see place.c. */
 	int maps_fd; /* the process's mappings; -1: not opened yet, or not to be had */
 	bool maps_live; /* it tells of the present, whenever it was opened */

@@ -21,18 +21,25 @@
 #define FEATURES                                                                                       \
 	(UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | \
 	 UFFD_FEATURE_POISON)
+/* To hold a gate: a fault that somebody would be told of is an error, and nobody is told. */
+#define HUGE_FEATURES (UFFD_FEATURE_MISSING_HUGETLBFS | UFFD_FEATURE_MINOR_HUGETLBFS | UFFD_FEATURE_SIGBUS)
+
+static bool is_huge(const struct gmem_gate *gate)
+{
+	return gate->file->page_size > GMEM_PAGE_SIZE;
+}
 
 /* Before anything depends on it: is there a way to bar a page here? Markers work through a user-mode-only one too. */
-static int open_uffd(void)
+static int open_uffd(const struct gmem_file *file)
 {
 	bool user_mode_only;
 
-	return gmem_sys_uffd_open(FEATURES, &user_mode_only);
+	return gmem_sys_uffd_open(FEATURES | (file->page_size > GMEM_PAGE_SIZE ? HUGE_FEATURES : 0), &user_mode_only);
 }
 
-static int check_markers(void)
+static int check_markers(const struct gmem_file *file)
 {
-	int fd = open_uffd();
+	int fd = open_uffd(file);
 
 	if (fd >= 0)
 		close(fd);
@@ -46,49 +53,87 @@ static int check_markers(void)
 	}
 }
 
+/* Its first marker. Not before: a registered mapping is touched page by page, without the kernel's fault-around. */
+int gmem_gate_make_markable(struct gmem_gate *gate)
+{
+	uint64_t nwords = (gate->len / gate->file->page_size + 63) / 64;
+	int fd, err;
+
+	if (gate->uffd >= 0)
+		return 0;
+	if (!gate->barred)
+		gate->barred = calloc(nwords, sizeof(*gate->barred));
+	if (!gate->barred)
+		return gmem_err_sys(-ENOMEM, "a guest's memory");
+	fd = open_uffd(gate->file);
+	if (fd < 0)
+		return gmem_err_sys(fd, "userfaultfd");
+	err = gmem_sys_uffd_register(fd, (uintptr_t)gate->addr, gate->len, GMEM_SYS_UFFD_WP);
+	if (err) {
+		close(fd);
+		return gmem_err_sys(err, "UFFDIO_REGISTER of a guest's memory");
+	}
+	gate->uffd = fd;
+	atomic_store(&gate->open, true);
+	return 0;
+}
+
 /* With the lock: who looks for mappings that are no views finds none that is about to be a gate. */
 static int map_locked(struct gmem_gate *gate)
 {
 	struct gmem_file *file = gate->file;
 	void *p = mmap(NULL, gate->len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file->fd, (off_t)gate->off);
+	int err = 0;
 
 	if (p == MAP_FAILED)
 		return gmem_err_sys(-errno, "mapping %llu bytes for a guest", (unsigned long long)gate->len);
-	if (madvise(p, gate->len, MADV_DONTFORK)) {
-		int err = -errno;
-
-		munmap(p, gate->len);
-		return gmem_err_sys(err, "mapping %llu bytes for a guest: MADV_DONTFORK",
-				    (unsigned long long)gate->len);
-	}
 	gate->addr = p;
+	if (madvise(p, gate->len, MADV_DONTFORK))
+		err = gmem_err_sys(-errno, "mapping %llu bytes for a guest: MADV_DONTFORK",
+				   (unsigned long long)gate->len);
+	/* It may have to be held before anything is barred. */
+	if (!err && is_huge(gate))
+		err = gmem_gate_make_markable(gate);
+	if (err) {
+		munmap(p, gate->len);
+		return err;
+	}
 	gate->next = file->gates;
 	file->gates = gate;
 	gmem_file_advise(file, p, gate->len);
 	return 0;
 }
 
-int gmem_gate_open(struct gmem_file *file, uint64_t off, uint64_t len, struct gmem_gate **ret)
+/* Once nothing is mapped there. */
+static void destroy(struct gmem_gate *gate)
 {
-	struct gmem_gate *gate;
-	int err;
+	if (gate->uffd >= 0)
+		close(gate->uffd);
+	pthread_mutex_destroy(&gate->m);
+	gmem_gate_drop_caller(gate);
+	free(gate->barred);
+	free(gate);
+}
 
-	if (file->page_size != GMEM_PAGE_SIZE)
-		return gmem_err(-EOPNOTSUPP, "a file of huge pages (GMEM_FILE_HUGETLB) has no guests on KVM");
-	err = check_markers();
+int gmem_gate_open(struct gmem_file *file, uint64_t off, uint64_t len, struct gmem_gate_holds *holds,
+		   struct gmem_gate **ret)
+{
+	uint64_t first = gmem_file_unit_off(file, off), end = gmem_file_unit_off(file, off + len + file->page_size - 1);
+	struct gmem_gate *gate;
+	int err = check_markers(file);
+
 	if (err)
 		return err;
 	gate = malloc(sizeof(*gate));
 	if (!gate)
 		return gmem_err_sys(-ENOMEM, "mapping memory for a guest");
-	*gate = (struct gmem_gate){ .file = file, .off = off, .len = len, .uffd = -1 };
+	*gate = (struct gmem_gate){ .file = file, .holds = holds, .off = first, .len = end - first, .uffd = -1 };
 	pthread_mutex_init(&gate->m, NULL);
 	gmem_rwlock_lock(&file->invalidate_lock);
 	err = map_locked(gate);
 	gmem_rwlock_unlock(&file->invalidate_lock);
 	if (err) {
-		pthread_mutex_destroy(&gate->m);
-		free(gate);
+		destroy(gate);
 		return err;
 	}
 	gmem_file_get(file);
@@ -118,12 +163,7 @@ void gmem_gate_close(struct gmem_gate *gate)
 		link = &(*link)->next;
 	*link = gate->next;
 	gmem_rwlock_unlock(&file->invalidate_lock);
-	if (gate->uffd >= 0)
-		close(gate->uffd);
-	pthread_mutex_destroy(&gate->m);
-	gmem_gate_drop_caller(gate);
-	free(gate->barred);
-	free(gate);
+	destroy(gate);
 	gmem_file_put(file);
 }
 
@@ -134,35 +174,15 @@ void gmem_gate_keep_place(struct gmem_gate *gate)
 
 /* ---- markers */
 
-/* Its first marker. Not before: a registered mapping is touched page by page, without the kernel's fault-around. */
-int gmem_gate_make_markable(struct gmem_gate *gate)
+static uint64_t page_of(const struct gmem_gate *gate, uint64_t off)
 {
-	uint64_t nwords = ((gate->len >> GMEM_PAGE_SHIFT) + 63) / 64;
-	int fd, err;
-
-	if (gate->uffd >= 0)
-		return 0;
-	if (!gate->barred)
-		gate->barred = calloc(nwords, sizeof(*gate->barred));
-	if (!gate->barred)
-		return gmem_err_sys(-ENOMEM, "a guest's memory");
-	fd = open_uffd();
-	if (fd < 0)
-		return gmem_err_sys(fd, "userfaultfd");
-	err = gmem_sys_uffd_register(fd, (uintptr_t)gate->addr, gate->len, GMEM_SYS_UFFD_WP);
-	if (err) {
-		close(fd);
-		return gmem_err_sys(err, "UFFDIO_REGISTER of a guest's memory");
-	}
-	gate->uffd = fd;
-	atomic_store(&gate->open, true);
-	return 0;
+	return (off - gate->off) / gate->file->page_size;
 }
 
-/* The first offset from there on that has a marker, or has none; `end`: no such. */
+/* The first offset from there on that has a marker, or has none; `end`: no such. Both are of pages. */
 static uint64_t next(const struct gmem_gate *gate, uint64_t off, uint64_t end, bool barred)
 {
-	uint64_t page = (off - gate->off) >> GMEM_PAGE_SHIFT, end_page = (end - gate->off) >> GMEM_PAGE_SHIFT;
+	uint64_t page = page_of(gate, off), end_page = page_of(gate, end);
 
 	while (page < end_page) {
 		uint64_t word = atomic_load_explicit(&gate->barred[page / 64], memory_order_relaxed);
@@ -174,12 +194,12 @@ static uint64_t next(const struct gmem_gate *gate, uint64_t off, uint64_t end, b
 		}
 		page = (page | 63) + 1;
 	}
-	return gate->off + (gmem_min_u64(page, end_page) << GMEM_PAGE_SHIFT);
+	return gate->off + gmem_min_u64(page, end_page) * gate->file->page_size;
 }
 
 void gmem_gate_note_barred(struct gmem_gate *gate, uint64_t off, bool barred)
 {
-	uint64_t page = (off - gate->off) >> GMEM_PAGE_SHIFT, bit = 1ull << page % 64;
+	uint64_t page = page_of(gate, off), bit = 1ull << page % 64;
 
 	if (barred)
 		atomic_fetch_or_explicit(&gate->barred[page / 64], bit, memory_order_relaxed);
@@ -209,7 +229,7 @@ static int mark(struct gmem_gate *gate, uint64_t off, uint64_t end)
 			err = 0;
 		} else if (err == -EEXIST || err == -EFAULT) {
 			/* Touched, and with it most likely others: once. Or touched since: that page. */
-			err = gmem_sys_zap(gmem_gate_at(gate, off), zapped ? GMEM_PAGE_SIZE : end - off);
+			err = gmem_sys_zap(gmem_gate_at(gate, off), zapped ? gate->file->page_size : end - off);
 			zapped = true;
 		}
 	}
@@ -226,20 +246,21 @@ static int bar_run(struct gmem_gate *gate, uint64_t off, uint64_t end)
 	int err;
 
 	while (to < end && gmem_gate_aliased(gate, to) == aliased)
-		to += GMEM_PAGE_SIZE;
+		to += gate->file->page_size;
 	if (aliased)
 		return gmem_gate_cover(gate, off, to);
 	err = mark(gate, off, to);
-	for (; !err && off < to; off += GMEM_PAGE_SIZE)
+	for (; !err && off < to; off += gate->file->page_size)
 		gmem_gate_note_barred(gate, off, true);
 	return err;
 }
 
 int gmem_gate_bar(struct gmem_gate *gate, uint64_t off, uint64_t len)
 {
-	uint64_t end = off + len;
+	uint64_t end = gmem_file_unit_off(gate->file, off + len + gate->file->page_size - 1);
 	int err;
 
+	off = gmem_file_unit_off(gate->file, off);
 	pthread_mutex_lock(&gate->m);
 	err = gmem_gate_make_markable(gate);
 	while (!err && (off = next(gate, off, end, false)) < end)
@@ -250,6 +271,7 @@ int gmem_gate_bar(struct gmem_gate *gate, uint64_t off, uint64_t len)
 
 void gmem_gate_shut(struct gmem_gate *gate)
 {
+	gate->is_shut = true;
 	/* In the middle of a mapping there may be no memory for the border; all of it has none. */
 	if (mprotect(gate->addr, gate->len, PROT_NONE))
 		map_nothing(gate);
@@ -260,7 +282,10 @@ static bool in_place(uint32_t word)
 	return (word & (GMEM_WORD_CONTENT | GMEM_WORD_POISONED | GMEM_WORD_LOCKED)) == GMEM_WORD_UPTODATE;
 }
 
-/* The page, and those after it that are in place and on its side: what a guest met one of, it mostly meets in order. */
+/*
+ * Of pages of 4 KiB, that one, and those after it that are in place and on its side: what a guest met one of, it mostly
+ * meets in order.
+ */
 static uint64_t passable(const struct gmem_gate *gate, uint64_t off)
 {
 	const struct gmem_state *state = &gate->file->state;
@@ -275,19 +300,22 @@ static uint64_t passable(const struct gmem_gate *gate, uint64_t off)
 
 static int pass(struct gmem_gate *gate, uint64_t off, bool alone)
 {
-	uint64_t done = 0;
+	uint64_t page_size = gate->file->page_size, done = 0;
 	char byte;
 	int err = -EEXIST;
 
+	off = gmem_file_unit_off(gate->file, off);
+	if (is_huge(gate) && gmem_file_unit(gate->file, off) != GMEM_UNIT_IN_PLACE)
+		return -EAGAIN;
 	if (atomic_load(&gate->open))
 		err = gmem_sys_uffd_continue(gate->uffd, (uintptr_t)gmem_gate_at(gate, off),
-					     alone ? GMEM_PAGE_SIZE : passable(gate, off), &done);
+					     alone || is_huge(gate) ? page_size : passable(gate, off), &done);
 	/* What is not mapped at once, the guest's touch maps. */
 	if (err && !done && err != -EEXIST) {
-		err = gmem_sys_zap(gmem_gate_at(gate, off), GMEM_PAGE_SIZE);
-		done = err ? 0 : GMEM_PAGE_SIZE;
+		err = gmem_sys_zap(gmem_gate_at(gate, off), page_size);
+		done = err ? 0 : page_size;
 	}
-	for (uint64_t to = off + done; off < to; off += GMEM_PAGE_SIZE)
+	for (uint64_t to = off + done; off < to; off += page_size)
 		gmem_gate_note_barred(gate, off, false);
 	if (!err || done)
 		return 0;
@@ -308,6 +336,81 @@ int gmem_gate_pass(struct gmem_gate *gate, uint64_t off, bool alone)
 	err = pass(gate, off, alone);
 	pthread_mutex_unlock(&gate->m);
 	return err;
+}
+
+/* ---- punching huge pages */
+
+static int hold(struct gmem_gate *gate)
+{
+	int err;
+
+	atomic_fetch_add(&gate->holds->now, 1);
+	gate->held = true;
+	err = gmem_sys_uffd_register(gate->uffd, (uintptr_t)gate->addr, gate->len,
+				     GMEM_SYS_UFFD_MISSING | GMEM_SYS_UFFD_MINOR);
+	return err ? gmem_err_sys(err, "UFFDIO_REGISTER of a guest's memory") : 0;
+}
+
+/* Nobody touches what is not mapped: what has lost its marker has nothing in its place. */
+static int mark_again(struct gmem_gate *gate, uint64_t off, uint64_t end)
+{
+	int err = 0;
+
+	off = gmem_max_u64(off, gate->off);
+	end = gmem_min_u64(end, gate->off + gate->len);
+	while (!err && off < end && (off = next(gate, off, end, true)) < end) {
+		uint64_t to = next(gate, off, end, false);
+
+		err = mark(gate, off, to);
+		off = to;
+	}
+	return err;
+}
+
+static void let_go(struct gmem_gate *gate, uint64_t off, uint64_t end)
+{
+	int err = mark_again(gate, off, end);
+
+	if (!err)
+		err = gmem_sys_uffd_register(gate->uffd, (uintptr_t)gate->addr, gate->len, GMEM_SYS_UFFD_WP);
+	if (err) {
+		gate->holds->failed(gate->holds);
+		gmem_gate_shut(gate);
+	}
+	gate->held = false;
+	/* In this order: who sees it held no more sees that it was. */
+	atomic_fetch_add(&gate->holds->ended, 1);
+	atomic_fetch_sub(&gate->holds->now, 1);
+}
+
+static bool may_hold(const struct gmem_file *file)
+{
+	return file->gates && gmem_file_ours(file);
+}
+
+int gmem_gates_hold(struct gmem_file *file, uint64_t off, uint64_t len)
+{
+	int err = 0;
+
+	if (!may_hold(file))
+		return 0;
+	pthread_mutex_lock(&file->gates_m);
+	for (struct gmem_gate *g = file->gates; g && !err; g = g->next)
+		if (!g->is_shut && off < g->off + g->len && g->off < off + len)
+			err = hold(g);
+	if (err)
+		gmem_gates_let_go(file, off, 0);
+	return err;
+}
+
+void gmem_gates_let_go(struct gmem_file *file, uint64_t off, uint64_t len)
+{
+	if (!may_hold(file))
+		return;
+	for (struct gmem_gate *g = file->gates; g; g = g->next)
+		if (g->held)
+			let_go(g, off, off + len);
+	pthread_mutex_unlock(&file->gates_m);
 }
 
 uint64_t gmem_gates_known_to(const struct gmem_file *file, uint64_t hva, uint64_t off)

@@ -9,6 +9,10 @@
  * business, as of any shared memory. So what has to come out of the guest is barred before it has to, and what need not
  * any more stays barred until it is met.
  *
+ * Pages here are the file's, of 4 KiB or 2 MiB, and a gate is whole ones, though who reaches it may reach a part alone.
+ * When a huge page is punched its marker goes with it, and is put back. Meanwhile the gate is *held*: a touch of what
+ * is not mapped there is an error that names no page (KVM_RUN is EFAULT), and is made again.
+ *
  * Gates are no views: no conversion marks them, and no userfault is raised in one. The list of a file's gates is
  * guarded by its invalidate lock; who looks for mappings that are no views (foreign.c, place.c) knows them by it.
  */
@@ -19,13 +23,24 @@
 
 #include "file/file.h"
 
+/* Whose gates are held: those who touch what is there look at it. Outlives the gates. */
+struct gmem_gate_holds {
+	_Atomic uint32_t now;
+	_Atomic uint64_t ended;
+	/* A marker could not be put back: nobody may touch anything there again. Any lock of a file's is held. */
+	void (*failed)(struct gmem_gate_holds *holds);
+};
+
 struct gmem_gate {
 	struct gmem_file *file; /* referenced: its memory stays until the gate is closed */
-	char *addr; /* constant, as off and len are */
+	struct gmem_gate_holds *holds;
+	char *addr; /* of `off`; constant, as off and len are: whole pages of the file's */
 	uint64_t off, len;
 	int uffd; /* of its markers; -1: none was needed yet. Guarded by the invalidate lock, exclusive */
 	_Atomic bool open; /* `uffd` and `barred` are there, and constant from then on */
 	_Atomic uint64_t *barred; /* a bit a page, which has a marker */
+	bool held; /* guarded by file->gates_m */
+	bool is_shut; /* guarded by the invalidate lock, or file->gates_m */
 	bool keeps_place; /* its addresses are nobody else's, ever */
 	/* See alias.c. */
 	char *caller; /* the caller's memory, which is meant by pages that are shared; NULL: the file's is */
@@ -37,17 +52,24 @@ struct gmem_gate {
 };
 
 /*
- * Maps [off, off + len), inside the file, readable and writable, not inherited by forked children. -ENOMEM,
- * -EOPNOTSUPP (huge pages; a kernel without page markers, before 6.6, or a process without userfaultfd). No lock held.
+ * Maps the pages around [off, off + len), inside the file, readable and writable, not inherited by forked children.
+ * -ENOMEM, -EMFILE, -EOPNOTSUPP (a kernel without page markers, before 6.6, or a process without userfaultfd). No lock
+ * held.
  */
-int gmem_gate_open(struct gmem_file *file, uint64_t off, uint64_t len, struct gmem_gate **ret);
+int gmem_gate_open(struct gmem_file *file, uint64_t off, uint64_t len, struct gmem_gate_holds *holds,
+		   struct gmem_gate **ret);
 /* Nobody uses its address any more. NULL is allowed. No lock held. */
 void gmem_gate_close(struct gmem_gate *gate);
 
+static inline char *gmem_gate_at(const struct gmem_gate *gate, uint64_t off)
+{
+	return gate->addr + (off - gate->off);
+}
+
 /*
- * Bars [off, off + len) of the file, inside the gate: an access that begins after the return comes out, and none that
- * began before is going on. What was barred before is so all the time. -ENOMEM, -EMFILE: a part may be barred.
- * Invalidate lock held, exclusive, and nobody lets a page pass meanwhile.
+ * Bars the pages around [off, off + len) of the file, inside the gate: an access that begins after the return comes
+ * out, and none that began before is going on. What was barred before is so all the time. -ENOMEM, -EMFILE: a part may
+ * be barred. Invalidate lock held, exclusive, and nobody lets a page pass meanwhile.
  */
 int gmem_gate_bar(struct gmem_gate *gate, uint64_t off, uint64_t len);
 /* Unmaps everything: for what should be barred and cannot be. An access is -EFAULT then. As gmem_gate_bar(). */
@@ -56,9 +78,9 @@ void gmem_gate_shut(struct gmem_gate *gate);
 void gmem_gate_keep_place(struct gmem_gate *gate);
 
 /*
- * The page at `off`, which is in place and has memory, may be accessed again, and so may, unless `alone`, some that
+ * The page around `off`, which is in place and has memory, may be accessed again, and so may, unless `alone`, some that
  * follow it, are in place too and on the same side. Whoever calls knows that nobody bars any of the gate's meanwhile.
- * 0; -EEXIST: it was not barred; -EHWPOISON: its memory has failed.
+ * 0; -EEXIST: it was not barred; -EAGAIN: not all of it is in place; -EHWPOISON: its memory has failed.
  */
 int gmem_gate_pass(struct gmem_gate *gate, uint64_t off, bool alone);
 
@@ -94,15 +116,26 @@ static inline bool gmem_gate_aliased(const struct gmem_gate *gate, uint64_t off)
 
 /* ---- what both have */
 
-static inline char *gmem_gate_at(const struct gmem_gate *gate, uint64_t off)
-{
-	return gate->addr + (off - gate->off);
-}
-
 /* It can have markers from then on. -ENOMEM, -EMFILE. As gmem_gate_bar(), or before anybody uses it. */
 int gmem_gate_make_markable(struct gmem_gate *gate);
 /* The page has a marker, or has none. */
 void gmem_gate_note_barred(struct gmem_gate *gate, uint64_t off, bool barred);
+
+/* ---- punching huge pages */
+
+/*
+ * Around the punching of [off, off + len), which is whole huge pages: what was barred is so all the time. Invalidate
+ * lock held, shared or exclusive; shared, the pages are absent and locked. Errors, with text, of the first alone: then
+ * nothing is held.
+ */
+int gmem_gates_hold(struct gmem_file *file, uint64_t off, uint64_t len);
+void gmem_gates_let_go(struct gmem_file *file, uint64_t off, uint64_t len);
+
+/* Some gate is held, or was since `ended` was looked at. */
+static inline bool gmem_gates_were_held(const struct gmem_gate_holds *holds, uint64_t ended)
+{
+	return atomic_load(&holds->now) || atomic_load(&holds->ended) != ended;
+}
 
 /* Where what a gate shows of the file at `hva`, `off` there, ends in the file; `off`: no gate shows it. */
 uint64_t gmem_gates_known_to(const struct gmem_file *file, uint64_t hva, uint64_t off);

@@ -19,6 +19,7 @@
 #include "base/err.h"
 #include "base/range.h"
 #include "file/backing.h"
+#include "file/gate.h"
 #include "file/hugetlb.h"
 #include "sys/call.h"
 #include "sys/hugepages.h"
@@ -271,19 +272,33 @@ static int write_bytes(struct gmem_file *file, uint64_t off, const void *buf, ui
 	return window ? poke(window + off, buf, len) : -ENOMEM;
 }
 
+static int reserve_again(const struct gmem_file *file, uint64_t off, uint64_t len)
+{
+	int err;
+
+	for (int i = 0; (err = gmem_memfd_reserve(file->fd, off, len)) && i < MAX_TRIES; i++)
+		sched_yield();
+	return err;
+}
+
 /*
  * The kernel zeroes what is part of a huge page, and gives back whole ones, with their reservation: that is taken
- * again, or the next touch might find no page.
+ * again, or the next touch might find no page. Gates are held meanwhile: no guest touches one then.
  */
 static int punch(struct gmem_file *file, uint64_t off, uint64_t len)
 {
 	uint64_t from = unit_up(off), to = unit_of(off + len);
-	int err = gmem_memfd_punch(file->fd, off, len);
+	int err;
 
-	if (err || from >= to)
+	if (from >= to)
+		return gmem_memfd_punch(file->fd, off, len);
+	err = gmem_gates_hold(file, from, to - from);
+	if (err)
 		return err;
-	for (int i = 0; (err = gmem_memfd_reserve(file->fd, from, to - from)) && i < MAX_TRIES; i++)
-		sched_yield();
+	err = gmem_memfd_punch(file->fd, off, len);
+	if (!err)
+		err = reserve_again(file, from, to - from);
+	gmem_gates_let_go(file, from, to - from);
 	return err;
 }
 

@@ -66,7 +66,8 @@ bool gmem_mmu_behind_gate(struct gmem_vcpu *vcpu, const void *hva, uint64_t *ret
 	slots = atomic_load(&vcpu->mmu->slots);
 	for (uint32_t i = 0; slots && i < slots->n && !found; i++) {
 		const struct gmem_slot *s = slots->slot[i];
-		uint64_t at = s->gate ? (uint64_t)((uintptr_t)hva - (uintptr_t)s->gate->addr) : UINT64_MAX;
+		uintptr_t first = s->gate ? (uintptr_t)gmem_gate_at(s->gate, s->off) : 0;
+		uint64_t at = first ? (uint64_t)((uintptr_t)hva - first) : UINT64_MAX;
 
 		found = at >> GMEM_PAGE_SHIFT < s->npages;
 		if (found)

@@ -57,7 +57,7 @@ static bool fault_is_over(struct gmem_wait *wait)
 static int bring_in(struct gmem_vcpu *vcpu, const struct gmem_found *f, uint64_t seq)
 {
 	struct fault_wait w = { .wait = { fault_is_over }, .vcpu = vcpu, .f = f, .seq = seq };
-	int err = gmem_file_bring_in(f->file, f->off, &w.wait);
+	int err = gmem_file_bring_in(f->file, f->absent, &w.wait);
 
 	switch (err) {
 	case -EINTR:
@@ -65,7 +65,7 @@ static int bring_in(struct gmem_vcpu *vcpu, const struct gmem_found *f, uint64_t
 		return gmem_vcpu_cancelled(vcpu) ? -EINTR : -EAGAIN;
 	case -EIO:
 		/* Brought in after all, by one who is gone since; or converted before the wait began. */
-		if (f->file->ops->present(f->file, f->off))
+		if (f->file->ops->present(f->file, f->absent))
 			return 0;
 		return gmem_file_private(f->file, f->off) == f->m.private ? -EIO : -EAGAIN;
 	case -ENOENT:

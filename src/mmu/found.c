@@ -48,6 +48,7 @@ int gmem_find(struct gmem_vcpu *vcpu, uint64_t gfn, struct gmem_found *f)
 			     !gmem_slot_userfault(slot, first, gmem_level_pages(GMEM_LEVEL_2M));
 
 		f->off = gmem_slot_off(slot, gfn);
+		f->whole = vcpu->map && slot->gate && f->file->page_size > GMEM_PAGE_SIZE;
 		f->tracked = gmem_slot_tracked(slot, gfn);
 		f->userfault = !large && gmem_slot_userfault(slot, gfn, 1);
 		f->hva = gmem_slot_has_hva(slot);
@@ -126,11 +127,14 @@ static bool uniform(const struct gmem_file *file, uint64_t off)
 	return true;
 }
 
-/* Nobody supplies the page: it is zero, or has the bytes that views have put there. */
-static int add_zero(struct gmem_file *file, uint64_t off)
+/*
+ * Nobody supplies the pages: they are zero, or have the bytes that views have put there. Of those absent in a row, from
+ * the first on.
+ */
+static int add_zero(struct gmem_file *file, uint64_t off, uint64_t end)
 {
 	struct gmem_folio folio;
-	int err = file->ops->alloc(file, off, 1, &folio);
+	int err = file->ops->alloc(file, off, (uint32_t)((end - off) >> GMEM_PAGE_SHIFT), &folio);
 
 	if (!err)
 		err = file->ops->insert(file, &folio);
@@ -139,11 +143,37 @@ static int add_zero(struct gmem_file *file, uint64_t off)
 	return err;
 }
 
+/* The first page of 4 KiB from there on that is not in place. */
+static uint64_t first_absent(const struct gmem_file *file, uint64_t off, uint64_t end)
+{
+	while (off < end && file->ops->present(file, off))
+		off += GMEM_PAGE_SIZE;
+	return off;
+}
+
+/* The rest of the huge page. As gmem_found_look(). */
+static int look_at_rest(struct gmem_found *f)
+{
+	struct gmem_file *file = f->file;
+	uint64_t off = gmem_file_unit_off(file, f->off), end = off + file->page_size, to;
+	enum gmem_unit unit = gmem_file_unit(file, off);
+	int err = unit == GMEM_UNIT_LOST ? -EHWPOISON : unit == GMEM_UNIT_BUSY ? -EBUSY : 0;
+
+	while (!err && (off = first_absent(file, off, end)) < end) {
+		for (to = off; to < end && !gmem_file_supplied(file, to);)
+			to += GMEM_PAGE_SIZE;
+		f->absent = off;
+		err = to > off ? add_zero(file, off, to) : -ENODATA;
+	}
+	return err;
+}
+
 int gmem_found_look(struct gmem_found *f, enum gmem_want want)
 {
 	struct gmem_folio folio;
 	int err;
 
+	f->absent = f->off;
 	f->m.private = gmem_file_private(f->file, f->off);
 	if (want != GMEM_WANT_ANY && (want == GMEM_WANT_PRIVATE) != f->m.private)
 		return -EREMOTE;
@@ -153,10 +183,13 @@ int gmem_found_look(struct gmem_found *f, enum gmem_want want)
 		return -EXDEV;
 	err = f->file->ops->lookup(f->file, f->off, 1, &folio);
 	if (err == -ENOENT)
-		err = gmem_file_supplied(f->file, f->off) ? -ENODATA : add_zero(f->file, f->off);
+		err = gmem_file_supplied(f->file, f->off) ? -ENODATA :
+							    add_zero(f->file, f->off, f->off + GMEM_PAGE_SIZE);
 	else if (!err &&
 		 gmem_word_content(gmem_state_word(&f->file->state, f->off >> GMEM_PAGE_SHIFT)) == GMEM_WORD_REMOVED)
 		err = gmem_file_back(f->file, f->off, GMEM_PAGE_SIZE);
+	if (!err && f->whole)
+		err = look_at_rest(f);
 	if (!err && f->m.level > GMEM_LEVEL_4K && !uniform(f->file, f->off))
 		f->m.level = GMEM_LEVEL_4K;
 	return err;

@@ -14,6 +14,8 @@ struct gmem_found {
 	struct gmem_slot *slot; /* inside a section alone */
 	struct gmem_file *file; /* referenced, but inside a section */
 	uint64_t off; /* of the page in it */
+	bool whole; /* all of its huge page is to be in place: it passes a gate as one */
+	uint64_t absent; /* of the page of 4 KiB that is to be brought in */
 	bool tracked;
 	bool userfault; /* the page is the caller's to fill */
 	bool hva; /* the shared side is the caller's memory */
@@ -38,9 +40,9 @@ int gmem_found_get(struct gmem_vcpu *vcpu, uint64_t gfn, uint32_t access, enum g
 int gmem_found_hva(struct gmem_vcpu *vcpu, uint32_t access, const struct gmem_found *f);
 
 /*
- * Under the invalidate lock, shared: the page's side, and that it is in place. -ENODATA: absent, and somebody supplies
- * it; -EREMOTE: on the side that was not wanted; -EREMOTEIO: the caller's to fill; -EXDEV: on the side that is not the
- * file's; -EBUSY, -EEXIST: look again.
+ * Under the invalidate lock, shared: the page's side, and that it is in place. -ENODATA: `absent` is not, and somebody
+ * supplies it; -EREMOTE: on the side that was not wanted; -EREMOTEIO: the caller's to fill; -EXDEV: on the side that is
+ * not the file's; -EBUSY, -EEXIST: look again.
  */
 int gmem_found_look(struct gmem_found *f, enum gmem_want want);
 /*

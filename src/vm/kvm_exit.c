@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* What brought a guest on KVM out: what can be done about it is done, the rest is the caller's. */
 #include <errno.h>
+#include <sched.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -159,7 +160,7 @@ static bool pages_changed(const struct kvm_vcpu *v)
 	struct gmem_vm *vm = v->cpu.vm;
 
 	return atomic_load(&vm->passing) || atomic_load(&vm->passed) != v->seen_passed ||
-	       gmem_mmu_pages_changed(&vm->mmu, &v->seen);
+	       gmem_gates_were_held(&vm->holds, v->seen_holds) || gmem_mmu_pages_changed(&vm->mmu, &v->seen);
 }
 
 static int resolve_if_slot(struct kvm_vcpu *v, uint64_t gpa)
@@ -249,9 +250,11 @@ static int step(struct kvm_vcpu *v)
 	case 0:
 		return handle_exit(v);
 	case -EFAULT:
-		/* It met a page that was out of everybody's reach for a moment: see file/alias.c. */
-		if (pages_changed(v))
+		/* It met a page that was out of everybody's reach for a moment: see file/alias.c, gmem_gates_hold(). */
+		if (pages_changed(v)) {
+			sched_yield();
 			return 0;
+		}
 		return handle_fault(v, e.err);
 	case -EHWPOISON:
 		return handle_fault(v, e.err);

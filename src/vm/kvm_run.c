@@ -132,6 +132,7 @@ struct kvm_ended gmem_kvm_run_once(struct kvm_vcpu *v)
 		v->thread = pthread_self();
 		v->seen = gmem_mmu_see(&v->cpu.vm->mmu);
 		v->seen_passed = atomic_load(&v->cpu.vm->passed);
+		v->seen_holds = atomic_load(&v->cpu.vm->holds.ended);
 		atomic_store(&v->whereabouts, INSIDE);
 		e.err = enter(v);
 		take_signals(v, &bus, leave(v), &e);

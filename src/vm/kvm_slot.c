@@ -8,6 +8,7 @@
  * of barring. Kernel engine: KVM has the guest_memfd itself, and makes the exits.
  */
 #include <errno.h>
+#include <stddef.h>
 
 #include "base/err.h"
 #include "base/range.h"
@@ -57,7 +58,7 @@ static int open_without_file(struct gmem_slot *slot)
 
 	if (err)
 		return err;
-	err = gmem_gate_open(file, 0, len_of(slot), &slot->gate);
+	err = gmem_gate_open(file, 0, len_of(slot), &slot->vm->holds, &slot->gate);
 	gmem_file_free(file);
 	return err ? err : add_caller(slot);
 }
@@ -75,11 +76,19 @@ int gmem_kvm_slot_open(struct gmem_vm *vm, struct gmem_slot *slot)
 		err = find_place(slot, file);
 	if (err || file->engine == GMEM_ENGINE_KERNEL)
 		return err;
-	err = gmem_gate_open(file, slot->off, len_of(slot), &slot->gate);
+	err = gmem_gate_open(file, slot->off, len_of(slot), &vm->holds, &slot->gate);
 	return !err && gmem_slot_has_hva(slot) ? add_caller(slot) : err;
 }
 
 /* ---- barring */
+
+void gmem_kvm_holds_failed(struct gmem_gate_holds *holds)
+{
+	struct gmem_vm *vm = (struct gmem_vm *)((char *)holds - offsetof(struct gmem_vm, holds));
+
+	gmem_mmu_kill(&vm->mmu);
+	gmem_vm_kick(vm);
+}
 
 /* A translation that stays would show a guest what it must not see. So it gets none at all, and the VM is dead. */
 static void give_up(struct gmem_slot *slot)
@@ -216,7 +225,7 @@ int gmem_kvm_slot_bar_pages(struct gmem_slot *slot, uint64_t page, uint64_t npag
 	int err;
 
 	lock(slot, page, npages);
-	err = gmem_gate_bar(gate, gate->off + (page << GMEM_PAGE_SHIFT), npages << GMEM_PAGE_SHIFT);
+	err = gmem_gate_bar(gate, slot->off + (page << GMEM_PAGE_SHIFT), npages << GMEM_PAGE_SHIFT);
 	unlock(slot);
 	return err;
 }
@@ -235,7 +244,7 @@ static uint32_t flags_of(const struct gmem_slot *slot)
 static int set_plain(const struct gmem_slot *slot, uint32_t flags)
 {
 	return gmem_kvm_plain_slot_set(slot->vm->kvm, slot->id, flags, slot->gfn << GMEM_PAGE_SHIFT, len_of(slot),
-				       slot->gate ? slot->gate->addr : slot->hva);
+				       slot->gate ? gmem_gate_at(slot->gate, slot->off) : slot->hva);
 }
 
 int gmem_kvm_slot_log(struct gmem_slot *slot, bool on)

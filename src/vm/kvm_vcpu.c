@@ -29,6 +29,8 @@ static enum gmem_map_result let_pass(struct gmem_vcpu *vcpu, const struct gmem_m
 		return GMEM_MAP_FIXED;
 	if (err == -EEXIST)
 		return GMEM_MAP_SPURIOUS;
+	if (err == -EAGAIN)
+		return GMEM_MAP_RETRY;
 	vcpu->map_err = err;
 	return GMEM_MAP_FAILED;
 }

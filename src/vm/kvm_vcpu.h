@@ -38,7 +38,7 @@ struct kvm_vcpu {
 	bool mmio_is_ours; /* KVM waits for one: a page of a slot, which could not be had yet */
 	bool unfinished; /* KVM_RUN told an exit last time: the next one begins with the rest of the instruction */
 	struct gmem_mmu_seen seen; /* before the last KVM_RUN, as is the next */
-	uint64_t seen_passed; /* vm->passed */
+	uint64_t seen_passed, seen_holds; /* vm->passed, vm->holds.ended */
 	uint64_t mmio_gpa; /* of the last one that was ours */
 	bool came_out; /* the guest did, at this page; the caller may have done something about it since */
 	uint64_t came_out_gpa;

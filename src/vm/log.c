@@ -14,6 +14,7 @@
 #include "base/err.h"
 #include "base/lockcheck.h"
 #include "base/range.h"
+#include "file/gate.h"
 #include "mmu/log.h"
 #include "vm/vm.h"
 
@@ -92,6 +93,11 @@ static int lock(struct gmem_vm *vm, const char *who, uint32_t id, struct gmem_sl
 
 static int check_kvm(const struct gmem_slot *slot, uint32_t logs)
 {
+	if (slot->gate && (logs & GMEM_LOG_ACCESSED) && slot->gate->file->page_size > GMEM_PAGE_SIZE)
+		return gmem_err(
+			-EOPNOTSUPP,
+			"gmem_vm_set_log: slot %u: of huge pages, what guests on KVM touch is not seen by 4 KiB",
+			slot->id);
 	if (slot->vm->kvm < 0 || !logs || slot->gate)
 		return 0;
 	if (gmem_slot_has_file(slot))

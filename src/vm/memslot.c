@@ -412,10 +412,13 @@ static int modify(struct gmem_vm *vm, struct gmem_slot *slot, const struct gmem_
 /* What guests on KVM cannot be kept from: accesses that are KVM's own business. */
 static int check_kvm(const struct gmem_vm *vm, const struct gmem_memslot *s)
 {
-	if (vm->kvm < 0 || !s->len || !(s->flags & GMEM_SLOT_USERFAULT) || !s->file ||
-	    s->file->engine != GMEM_ENGINE_KERNEL)
+	if (vm->kvm < 0 || !s->len || !(s->flags & GMEM_SLOT_USERFAULT) || !s->file)
 		return 0;
-	return gmem_err(-EOPNOTSUPP, "gmem_vm_set_slot: slot %u: a bitmap of a guest_memfd, on KVM", s->slot);
+	/* A huge page is let through as a whole: a bit of 4 KiB cannot keep its page from guests. */
+	if (s->file->engine == GMEM_ENGINE_KERNEL || s->file->page_size > GMEM_PAGE_SIZE)
+		return gmem_err(-EOPNOTSUPP, "gmem_vm_set_slot: slot %u: a bitmap of %s, on KVM", s->slot,
+				s->file->engine == GMEM_ENGINE_KERNEL ? "a guest_memfd" : "a file of huge pages");
+	return 0;
 }
 
 int gmem_vm_set_slot(struct gmem_vm *vm, const struct gmem_memslot *memslot)

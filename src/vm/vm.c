@@ -84,6 +84,7 @@ int gmem_vm_create(const struct gmem_vm_opts *opts, struct gmem_vm **ret)
 	gmem_mmu_init(&vm->mmu);
 	pthread_mutex_init(&vm->slots_lock, NULL);
 	pthread_mutex_init(&vm->vcpus_lock, NULL);
+	vm->holds.failed = gmem_kvm_holds_failed;
 	atomic_store(&vm->refs, 1);
 	*ret = vm;
 	return 0;

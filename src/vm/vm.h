@@ -15,6 +15,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "file/gate.h"
 #include "gmem.h"
 #include "mmu/mmu.h"
 
@@ -41,6 +42,7 @@ struct gmem_vm {
 	struct gmem_cpu *vcpus; /* of KVM's */
 	_Atomic uint64_t passed; /* times that one has let barred pages pass */
 	_Atomic uint32_t passing; /* that are at it */
+	struct gmem_gate_holds holds; /* of its slots' gates */
 	_Atomic uint64_t populated, sources; /* see gmem_vm_stats */
 	_Atomic bool cancel; /* the next page of a populate is not done */
 };
@@ -117,6 +119,8 @@ void gmem_kvm_vcpu_cancel(struct gmem_cpu *cpu);
 
 /* ---- kvm_slot.c: slots as KVM has them. slots_lock held; nothing is done in a VM without KVM */
 
+/* For vm->holds: the VM is dead. */
+void gmem_kvm_holds_failed(struct gmem_gate_holds *holds);
 /* Before a new slot is bound. -EOPNOTSUPP, -ENOMEM. */
 int gmem_kvm_slot_open(struct gmem_vm *vm, struct gmem_slot *slot);
 /* Once it is bound and in the table: from then on guests reach it. KVM's errors. */
