@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Two guests of one machine, in two threads, and what changes under them: for tests of races. Yields are put where the
- * windows are; who includes this lists the functions below in tests/meson.build.
+ * windows are; who includes this lists the functions below in tests/meson.build. With GMEM_TEST_HUGE the file is one of
+ * huge pages.
  */
 #ifndef GMEM_TESTS_KVM_RACE_H
 #define GMEM_TESTS_KVM_RACE_H
@@ -13,8 +14,18 @@
 #include "sys/uffd.h"
 
 #define GUESTS 2u
+#ifdef GMEM_TEST_HUGE
+#define PAGES 4u
+#define PAGE H /* what is mapped, barred and converted as one */
+#define FLAGS GMEM_FILE_HUGETLB
+#define STRICT_TOO 1u /* a huge page cannot be moved */
+#else
 #define PAGES 16u
-#define RAM_LEN (PAGES * PG)
+#define PAGE PG
+#define FLAGS 0u
+#define STRICT_TOO 2u
+#endif
+#define RAM_LEN (PAGES * PAGE)
 #define NO_MEMORY (~0ull) /* what a load of an address in no slot is answered */
 
 static _Atomic unsigned int calls;
@@ -129,6 +140,11 @@ static inline void nothing(int sig)
 	(void)sig;
 }
 
+static inline struct gmem_file *race_file(uint32_t flags)
+{
+	return FLAGS ? huge_file(PAGES, flags) : make_file(RAM_LEN, flags);
+}
+
 static inline void set_up(struct race *r, const struct scene_opts *o)
 {
 	static uint64_t seed;
@@ -140,7 +156,7 @@ static inline void set_up(struct race *r, const struct scene_opts *o)
 	if (o->irqchip && ioctl(gmem_vm_kvm_fd(r->vm), KVM_CREATE_IRQCHIP, 0))
 		SKIP("kvm", "interrupt controllers in the kernel: %s", strerror(errno));
 	r->hand = new_vcpu(r->vm);
-	r->file = make_file(RAM_LEN, o->flags);
+	r->file = race_file(o->flags);
 	CHECK_OK(set_slot(r->vm, 0, GPA, RAM_LEN, r->file, 0));
 	for (unsigned int i = 0; i < GUESTS; i++) {
 		struct one *one = &r->one[i];

@@ -7,7 +7,7 @@
 
 /* ---- bytes that are written */
 
-#define WORD (PG + 8)
+#define WORD (PAGE + 8)
 
 static void *count(void *arg)
 {
@@ -29,10 +29,11 @@ static void *fill_and_verify(void *arg)
 	struct one *one = arg;
 
 	for (; one->amount; one->amount--) {
-		uint64_t at = GPA + (4 + 4 * one->number) * PG, n = 1 + rnd(&one->seed, PG / 4), seed = one->seed;
+		uint64_t at = GPA + (1 + one->number) * (PAGES / 4) * PAGE, n = 1 + rnd(&one->seed, PG / 4),
+			 seed = one->seed;
 
-		CHECK_EQ(finish_routine(one, GUEST_fill, at + PG / 2, n, seed), n);
-		CHECK_EQ(finish_routine(one, GUEST_verify, at + PG / 2, n, seed), n);
+		CHECK_EQ(finish_routine(one, GUEST_fill, at + PAGE - PG / 2, n, seed), n);
+		CHECK_EQ(finish_routine(one, GUEST_verify, at + PAGE - PG / 2, n, seed), n);
 		atomic_fetch_add(&one->turns, 1);
 	}
 	return end_of_thread(one);
@@ -63,10 +64,10 @@ static void bytes_kept(const struct scene_opts *o, void *(*fn)(void *), unsigned
 
 		random_range(&r, &first, &n);
 		if (unhindered)
-			first = WORD / PG, n = 1;
-		to_private(r.file, first * PG, n * PG);
+			first = WORD / PAGE, n = 1;
+		to_private(r.file, first * PAGE, n * PAGE);
 		if (o->type == GMEM_VM_DEFAULT || rnd(&r.seed, 3))
-			to_shared(r.file, first * PG, n * PG);
+			to_shared(r.file, first * PAGE, n * PAGE);
 		conversions++;
 		disturb(&r);
 		if (!unhindered)
@@ -82,7 +83,7 @@ static void bytes_kept(const struct scene_opts *o, void *(*fn)(void *), unsigned
 
 static void bytes_kept_in_each_way(void *(*fn)(void *), unsigned int amount)
 {
-	for (int strict = 0; strict < 2; strict++) {
+	for (unsigned int strict = 0; strict < STRICT_TOO; strict++) {
 		EACH_OF_THE(o)
 		{
 			o.flags = strict ? GMEM_FILE_STRICT : 0;
@@ -117,8 +118,8 @@ static void *sum_all(void *arg)
 	for (; one->amount; one->amount--) {
 		uint64_t n = rnd(&one->seed, PAGES);
 
-		CHECK_EQ(finish_routine(one, GUEST_load8, GPA + n * PG + 16), n * PG + 17);
-		CHECK_EQ(finish_routine(one, GUEST_sum, GPA, PAGES, PG), PAGES * (PAGES - 1) / 2 * PG + PAGES);
+		CHECK_EQ(finish_routine(one, GUEST_load8, GPA + n * PAGE + 16), n * PAGE + 17);
+		CHECK_EQ(finish_routine(one, GUEST_sum, GPA, PAGES, PAGE), PAGES * (PAGES - 1) / 2 * PAGE + PAGES);
 		atomic_fetch_add(&one->turns, 1);
 	}
 	return end_of_thread(one);
@@ -134,7 +135,7 @@ TEST_TIMEOUT(absent_pages_are_brought_in, 240)
 			static struct race r;
 			struct gmem_supply *supply;
 
-			o.flags = i & 1 ? GMEM_FILE_STRICT : 0;
+			o.flags = i % STRICT_TOO ? GMEM_FILE_STRICT : 0;
 			set_up(&r, &o);
 			supply = new_supply(r.file, 0, RAM_LEN, bring_in, &sup);
 			for (unsigned int k = 0; k < GUESTS; k++)
@@ -144,8 +145,8 @@ TEST_TIMEOUT(absent_pages_are_brought_in, 240)
 				uint64_t first, n;
 
 				random_range(&r, &first, &n);
-				to_private(r.file, first * PG, n * PG);
-				to_shared(r.file, first * PG, n * PG);
+				to_private(r.file, first * PAGE, n * PAGE);
+				to_shared(r.file, first * PAGE, n * PAGE);
 				disturb(&r);
 				/* One that asks for a page that changes all the time would ask for ever. */
 				wait_for_turns(&r);
@@ -181,7 +182,7 @@ TEST_TIMEOUT(told_to_come_out, 240)
 {
 	EACH_OF_THE(o)
 	{
-		for (int strict = 0; strict < 2; strict++) {
+		for (unsigned int strict = 0; strict < STRICT_TOO; strict++) {
 			static struct race r;
 
 			o.flags = strict ? GMEM_FILE_STRICT : 0;
@@ -191,8 +192,8 @@ TEST_TIMEOUT(told_to_come_out, 240)
 				uint64_t first, n;
 
 				random_range(&r, &first, &n);
-				to_private(r.file, first * PG, n * PG);
-				to_shared(r.file, first * PG, n * PG);
+				to_private(r.file, first * PAGE, n * PAGE);
+				to_shared(r.file, first * PAGE, n * PAGE);
 				for (unsigned int k = 0; k < GUESTS; k++) {
 					struct one *one = &r.one[rnd(&r.seed, GUESTS)];
 					uint64_t turns = atomic_load(&one->turns);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Small guest programs that end the same whoever runs them: an accessor, or a guest on KVM in user mode or in kernel
- * mode, each on the user engine and on the kernel's. A program is a row of steps, of the guest and of the host:
+ * mode, each on the user engine, with small pages and, on KVM, in a huge one, and on the kernel's. A program is a row
+ * of steps, of the guest and of the host:
  *
  *	PROGRAM(freed, BOTH_TYPES, EVERYONE,
  *		{ WRITE, P(1), .value = 5 },
@@ -122,11 +123,22 @@ struct step {
 #define PROTECTED_TYPE (1u << GMEM_VM_SW_PROTECTED)
 
 /* By number, in the order of ways_to_run[]. */
-enum { ACCESSOR, USER_MODE, KERNEL_MODE, ACCESSOR_KERNEL_ENGINE, USER_MODE_KERNEL_ENGINE, KERNEL_MODE_KERNEL_ENGINE };
+enum {
+	ACCESSOR,
+	USER_MODE,
+	KERNEL_MODE,
+	ACCESSOR_KERNEL_ENGINE,
+	USER_MODE_KERNEL_ENGINE,
+	KERNEL_MODE_KERNEL_ENGINE,
+	USER_MODE_HUGE_PAGE,
+	KERNEL_MODE_HUGE_PAGE,
+};
 /* Alone where pages are converted, or brought in: gmem_file(3) says so of the kernel's. */
 #define USER_ENGINE (1u << ACCESSOR | 1u << USER_MODE | 1u << KERNEL_MODE)
 #define KVM_ON_KERNEL_ENGINE (1u << USER_MODE_KERNEL_ENGINE | 1u << KERNEL_MODE_KERNEL_ENGINE)
-#define EVERYONE (USER_ENGINE | 1u << ACCESSOR_KERNEL_ENGINE | KVM_ON_KERNEL_ENGINE)
+/* The file is one huge page: nothing is converted there, or lost, or brought in, by less. */
+#define KVM_ON_HUGE_PAGE (1u << USER_MODE_HUGE_PAGE | 1u << KERNEL_MODE_HUGE_PAGE)
+#define EVERYONE (USER_ENGINE | 1u << ACCESSOR_KERNEL_ENGINE | KVM_ON_KERNEL_ENGINE | KVM_ON_HUGE_PAGE)
 
 struct program {
 	unsigned int types, ways;
@@ -157,6 +169,8 @@ void program_run(const struct program *p, unsigned int way);
 	PROGRAM_CASE(name, kernel_mode, KERNEL_MODE)                                                     \
 	PROGRAM_CASE(name, accessor_kernel_engine, ACCESSOR_KERNEL_ENGINE)                               \
 	PROGRAM_CASE(name, user_mode_kernel_engine, USER_MODE_KERNEL_ENGINE)                             \
-	PROGRAM_CASE(name, kernel_mode_kernel_engine, KERNEL_MODE_KERNEL_ENGINE)
+	PROGRAM_CASE(name, kernel_mode_kernel_engine, KERNEL_MODE_KERNEL_ENGINE)                         \
+	PROGRAM_CASE(name, user_mode_huge_page, USER_MODE_HUGE_PAGE)                                     \
+	PROGRAM_CASE(name, kernel_mode_huge_page, KERNEL_MODE_HUGE_PAGE)
 
 #endif

@@ -26,6 +26,8 @@ static struct gmem_file *file_of_way(struct machine *m)
 	struct gmem_file_opts o = { .size = sizeof(o), .engine = m->way->engine };
 	struct gmem_file *file;
 
+	if (m->way->huge)
+		return huge_file(1, 0);
 	if (m->way->engine == GMEM_ENGINE_KERNEL) {
 		o.needs = GMEM_NEED_VCPU;
 		o.kvm_vm = m->way->kvm ? gmem_vm_kvm_fd(m->vm) : 0;

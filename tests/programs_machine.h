@@ -10,6 +10,7 @@ struct way {
 	enum gmem_engine engine;
 	bool kvm;
 	enum guest_mode mode;
+	bool huge;
 };
 
 struct machine {

@@ -12,6 +12,8 @@ static const struct way ways_to_run[] = {
 	[ACCESSOR_KERNEL_ENGINE] = { "accessor, kernel engine", GMEM_ENGINE_KERNEL, false, GUEST_USER },
 	[USER_MODE_KERNEL_ENGINE] = { "user mode, kernel engine", GMEM_ENGINE_KERNEL, true, GUEST_USER },
 	[KERNEL_MODE_KERNEL_ENGINE] = { "kernel mode, kernel engine", GMEM_ENGINE_KERNEL, true, GUEST_KERNEL },
+	[USER_MODE_HUGE_PAGE] = { "user mode, huge page", GMEM_ENGINE_USER, true, GUEST_USER, true },
+	[KERNEL_MODE_HUGE_PAGE] = { "kernel mode, huge page", GMEM_ENGINE_USER, true, GUEST_KERNEL, true },
 };
 
 /* What a step ended with. */
