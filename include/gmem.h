@@ -11,8 +11,9 @@
  * - File descriptors passed in are borrowed and duplicated (close-on-exec); descriptors returned are borrowed
  *   from the object and must not be closed.
  * - The user engine gives the semantics of a guest memory file, not confidentiality from the host.
- * - Threads belong to the caller, but for those that a pager, a server, an image writer and a file opened by
- *   gmem_file_open() start and join. The library writes to no log and installs no signal handler.
+ * - Threads belong to the caller, but for those that a pager, a server, an image writer, a file opened by
+ *   gmem_file_open() and a VM with GMEM_VM_HYPERCALLS start and join. The library writes to no log and installs no
+ *   signal handler.
  *
  * SPDX-FileCopyrightText: the gmem authors
  */
@@ -481,17 +482,24 @@ struct gmem_vm_opts {
 	uint32_t flags; /* GMEM_VM_* */
 	/*
 	 * With GMEM_VM_KVM: the KVM VM, of the default type, whose memslots this object sets, so that nobody else may
-	 * set the same; borrowed. 0: one that this object makes, with KVM_HC_MAP_GPA_RANGE as an exit where KVM has it.
+	 * set the same; borrowed. 0: one that this object makes.
 	 */
 	int kvm_vm;
 };
 
 /* It runs guests on KVM, besides accessors. Types DEFAULT and SW_PROTECTED. */
 #define GMEM_VM_KVM (1u << 0)
+/*
+ * With GMEM_VM_KVM: a guest's KVM_HC_MAP_GPA_RANGE is an exit (KVM_CAP_EXIT_HYPERCALL). On hosts whose KVM never makes
+ * that exit the VM has a thread, which looks every few milliseconds what guests are at; there the instruction has to be
+ * in memory of this object's slots.
+ */
+#define GMEM_VM_HYPERCALLS (1u << 1)
 
 /*
- * `opts` NULL: GMEM_VM_SW_PROTECTED. -EINVAL, -ENOMEM. GMEM_VM_KVM also: -EOPNOTSUPP (the type), -EBADF (kvm_vm), and
- * what /dev/kvm answers (-ENOENT, -EACCES, -ENODEV, -EMFILE).
+ * `opts` NULL: GMEM_VM_SW_PROTECTED. -EINVAL, -ENOMEM. GMEM_VM_KVM also: -EOPNOTSUPP (the type;
+ * GMEM_VM_HYPERCALLS: a KVM without), -EBADF (kvm_vm), -EAGAIN (a thread), and what /dev/kvm answers (-ENOENT, -EACCES,
+ * -ENODEV, -EMFILE).
  */
 int gmem_vm_create(const struct gmem_vm_opts *opts, struct gmem_vm **ret);
 

@@ -138,6 +138,25 @@ guest_vmmcall:
 guest_vmmcall_at:
 	vmmcall
 	jmp	done
+guest_vmcalls:
+	movq	%rdx, %r9
+	movq	%rcx, %r10
+1:	incq	(%rdi)
+	movl	$GUEST_HC_MAP_GPA_RANGE, %eax
+	movq	%r9, %rbx
+	movl	$1, %ecx
+	movq	%r10, %rdx
+	vmcall
+	addq	%rax, 8(%rdi)
+	xorq	$GUEST_HC_PRIVATE, %r10
+	incq	(%r9)
+	decq	%rsi
+	jnz	1b
+	movq	8(%rdi), %rax
+	jmp	done
+guest_hlt_vmcall:
+	hlt
+	jmp	guest_vmcall
 guest_hlt:
 	hlt
 	jmp	done

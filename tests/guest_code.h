@@ -15,6 +15,13 @@
 
 #define GUEST_EXCEPTIONS 32
 
+/*
+ * Of vmcalls: KVM_HC_MAP_GPA_RANGE for the page at `addr`, each for the other side than the last, and after each its
+ * first word is incremented. `counts` has two words: the hypercalls begun, and the sum of their answers.
+ */
+#define GUEST_HC_MAP_GPA_RANGE 12
+#define GUEST_HC_PRIVATE 16
+
 #define GUEST_ROUTINES(X)                                                                                \
 	X(load1) /* (addr): the value */                                                                 \
 	X(load2)                                                                                         \
@@ -38,6 +45,8 @@
 	X(forever) /* () */                                                                              \
 	X(vmcall) /* (nr, a0, a1, a2): a hypercall by Intel's instruction; its answer */                 \
 	X(vmmcall) /* (nr, a0, a1, a2): by AMD's. KVM writes the one its processor has over the other */ \
+	X(vmcalls) /* (counts, n, addr, attributes): n hypercalls, 0: for ever; the sum of answers */    \
+	X(hlt_vmcall) /* (nr, a0, a1, a2): waits for an interrupt first */                               \
 	X(hlt) /* () : in kernel mode only, as the processor has it */                                   \
 	X(ud2) /* () : an exception */
 

@@ -128,10 +128,6 @@ static int kvm_go(struct machine *m, const struct step *s, struct progress *p)
 		return 1;
 	}
 	err = gmem_vcpu_run(m->vcpu);
-	/* The last that came when nobody ran the guest. */
-	if (err == -EINTR && m->cancelled)
-		err = gmem_vcpu_run(m->vcpu);
-	m->cancelled = false;
 	if (err || !guest_finished(&m->guest))
 		return err ? err : 1;
 	p->value = step_has_result(s->op) ? guest_result(&m->guest) : 0;
@@ -139,63 +135,32 @@ static int kvm_go(struct machine *m, const struct step *s, struct progress *p)
 }
 
 #define NO_SUCH_HYPERCALL (-1000) /* KVM_ENOSYS of linux/kvm_para.h */
-#define ENOUGH 50 /* cancelled runs in a row that find the guest at the same instruction */
 
-struct canceller {
-	struct gmem_vcpu *vcpu;
-	_Atomic bool over;
-};
-
-static void *cancel_often(void *arg)
-{
-	struct canceller *c = arg;
-
-	while (!atomic_load(&c->over)) {
-		gmem_vcpu_cancel(c->vcpu);
-		usleep(1000);
-	}
-	return NULL;
-}
-
-/* What KVM does of a hypercall instead of an exit: user code may make none, and some hosts never do. */
-static void check_not_asked(struct machine *m, int err)
+/* What KVM does of a hypercall instead of an exit: user code may make none, and an old KVM has none. */
+static void check_not_asked(struct machine *m)
 {
 	const char *what = guest_what(&m->guest);
 
-	printf("difference: a hypercall of %s is no exit here: %s\n", m->way->name,
-	       err ? "executed again for ever" : what);
-	if (err) {
-		CHECK_EQ(err, -EINTR);
-		CHECK_EQ(m->way->mode, GUEST_KERNEL);
-	} else if (!guest_finished(&m->guest)) {
-		CHECK_EQ(m->way->mode, GUEST_USER);
-		CHECK(strstr(what, "; exception 6, ") || strstr(what, "; exception 13, "));
-	} else if (m->way->mode == GUEST_USER) {
+	printf("difference: a hypercall of %s is no exit here: %s\n", m->way->name, what);
+	if (m->way->mode == GUEST_KERNEL) {
+		CHECK(!(gmem_kvm_check(gmem_vm_kvm_fd(m->vm), KVM_CAP_EXIT_HYPERCALL) & 1 << KVM_HC_MAP_GPA_RANGE));
+		CHECK(guest_finished(&m->guest));
+		CHECK_EQ(guest_result(&m->guest), NO_SUCH_HYPERCALL);
+	} else if (guest_finished(&m->guest)) {
 		CHECK_EQ(guest_result(&m->guest), -EPERM);
 	} else {
-		CHECK(!(gmem_kvm_check(gmem_vm_kvm_fd(m->vm), KVM_CAP_EXIT_HYPERCALL) & 1 << KVM_HC_MAP_GPA_RANGE));
-		CHECK_EQ(guest_result(&m->guest), NO_SUCH_HYPERCALL);
+		CHECK(strstr(what, "; exception 6, ") || strstr(what, "; exception 13, "));
 	}
 }
 
 /* False: this KVM makes no exit of it, and what it does instead is printed. */
 static bool kvm_hypercall_exits(struct machine *m, const struct step *s)
 {
-	struct canceller c = { .vcpu = m->vcpu };
-	uint64_t instruction = guest_hypercall_gpa(&m->guest, GUEST_vmcall);
-	pthread_t t = start(cancel_often, &c);
-	int err, at = 0;
-
 	kvm_begin(m, s);
-	while ((err = gmem_vcpu_run(m->vcpu)) == -EINTR && at < ENOUGH)
-		/* User code is never stuck: a cancel that is a little early only delays it. */
-		at = m->way->mode == GUEST_KERNEL && guest_rip(&m->guest) == instruction ? at + 1 : 0;
-	atomic_store(&c.over, true);
-	join(t);
-	m->cancelled = true;
-	m->met_already = !err && exit_of(m->vcpu).reason == GMEM_EXIT_HYPERCALL;
+	CHECK_OK(gmem_vcpu_run(m->vcpu));
+	m->met_already = exit_of(m->vcpu).reason == GMEM_EXIT_HYPERCALL;
 	if (!m->met_already)
-		check_not_asked(m, err);
+		check_not_asked(m);
 	return m->met_already;
 }
 

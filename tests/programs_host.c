@@ -15,6 +15,8 @@ static int put_slot(struct machine *m, uint32_t slot)
 		return set_slot(m->vm, slot, GPA + slot * half, half, m->file, slot * half);
 	case 2:
 		return set_hva_slot(m->vm, 2, 0, GPA + HVA, P(HVA_PAGES), m->hva);
+	case 4:
+		return set_hva_slot(m->vm, 4, 0, BOOT_GPA, GUEST_BOOT_LEN, m->boot);
 	default:
 		return set_hva_slot(m->vm, 3, GMEM_SLOT_READONLY, GPA + HVA_READONLY, P(HVA_PAGES),
 				    m->hva + P(HVA_PAGES));
@@ -40,9 +42,24 @@ static struct gmem_file *file_of_way(struct machine *m)
 	return file;
 }
 
+/* Its hypercalls are exits, if KVM has any. */
+static struct gmem_vm *new_kvm_machine(enum gmem_vm_type type)
+{
+	struct gmem_vm_opts o = { .size = sizeof(o), .type = type, .flags = GMEM_VM_KVM | GMEM_VM_HYPERCALLS };
+	struct gmem_vm *vm;
+	int err;
+
+	need_kvm();
+	err = gmem_vm_create(&o, &vm);
+	if (err == -EOPNOTSUPP)
+		return new_kvm_vm(type);
+	CHECK_OK(err);
+	return vm;
+}
+
 void machine_set_up(struct machine *m, const struct way *way, enum gmem_vm_type type)
 {
-	*m = (struct machine){ .way = way, .vm = way->kvm ? new_kvm_vm(type) : new_vm(type) };
+	*m = (struct machine){ .way = way, .vm = way->kvm ? new_kvm_machine(type) : new_vm(type) };
 	m->file = file_of_way(m);
 	m->hva = plain_memory(2 * P(HVA_PAGES), RW);
 	for (uint32_t slot = 0; slot < 4; slot++)
@@ -52,7 +69,8 @@ void machine_set_up(struct machine *m, const struct way *way, enum gmem_vm_type 
 		return;
 	}
 	m->vcpu = new_kvm_vcpu(m->vm, 0);
-	m->boot = boot_range(m->vm, 0);
+	m->boot = (unsigned char *)plain_memory(GUEST_BOOT_LEN, RW);
+	CHECK_OK(put_slot(m, 4));
 	guest_init(&m->guest, gmem_vcpu_kvm_fd(m->vcpu), gmem_vcpu_kvm_run(m->vcpu), m->boot, BOOT_GPA, way->mode,
 		   false);
 }

@@ -21,7 +21,6 @@ struct machine {
 	struct guest guest;
 	unsigned char *boot;
 	char *hva;
-	bool cancelled; /* perhaps once more, when nobody ran it */
 	bool met_already; /* the exit that guest_go() is to tell */
 	struct gmem_supply *supply;
 	struct supplier supplier;

@@ -149,23 +149,26 @@ int gmem_kvm_run(int vcpu)
 
 #ifdef __x86_64__
 
-int gmem_kvm_fetch_gpa(int vcpu, uint64_t *ret_gpa)
+int gmem_kvm_translate(int vcpu, uint64_t linear, uint64_t *ret_gpa)
 {
-	struct kvm_sregs sregs;
-	struct kvm_regs regs;
-	struct kvm_translation t = { 0 };
-	int err = gmem_sys_ioctl(vcpu, KVM_GET_REGS, &regs);
+	struct kvm_translation t = { .linear_address = linear };
+	int err = gmem_sys_ioctl(vcpu, KVM_TRANSLATE, &t);
 
-	if (!err)
-		err = gmem_sys_ioctl(vcpu, KVM_GET_SREGS, &sregs);
-	if (err)
-		return err;
-	t.linear_address = sregs.cs.base + regs.rip;
-	err = gmem_sys_ioctl(vcpu, KVM_TRANSLATE, &t);
 	if (err)
 		return err;
 	*ret_gpa = t.physical_address;
 	return t.valid ? 0 : -EFAULT;
+}
+
+int gmem_kvm_fetch_gpa(int vcpu, uint64_t *ret_gpa)
+{
+	struct kvm_sregs sregs;
+	struct kvm_regs regs;
+	int err = gmem_sys_ioctl(vcpu, KVM_GET_REGS, &regs);
+
+	if (!err)
+		err = gmem_sys_ioctl(vcpu, KVM_GET_SREGS, &sregs);
+	return err ? err : gmem_kvm_translate(vcpu, sregs.cs.base + regs.rip, ret_gpa);
 }
 
 void gmem_kvm_settle_regs(int vcpu)
@@ -176,6 +179,11 @@ void gmem_kvm_settle_regs(int vcpu)
 }
 
 #else
+
+int gmem_kvm_translate(int vcpu, uint64_t linear, uint64_t *ret_gpa)
+{
+	return -EOPNOTSUPP;
+}
 
 int gmem_kvm_fetch_gpa(int vcpu, uint64_t *ret_gpa)
 {

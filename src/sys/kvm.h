@@ -47,6 +47,8 @@ int gmem_kvm_run_len(int kvm);
 int gmem_kvm_signal_mask(int vcpu, const sigset_t *mask);
 /* One KVM_RUN. 0: kvm_run tells why it came back. */
 int gmem_kvm_run(int vcpu);
+/* The guest-physical address of a linear one. -EFAULT, -EOPNOTSUPP: as below. */
+int gmem_kvm_translate(int vcpu, uint64_t linear, uint64_t *ret_gpa);
 /*
  * The guest-physical address of the next instruction. -EFAULT: the guest's tables have none; -EOPNOTSUPP: not on this
  * architecture.

@@ -197,6 +197,8 @@ static int handle_exit(struct kvm_vcpu *v)
 {
 	const struct kvm_run *run = v->run;
 
+	if (run->exit_reason == KVM_EXIT_MMIO && gmem_kvm_rewrites(v))
+		return 0;
 	if (run->exit_reason == KVM_EXIT_MMIO &&
 	    gmem_mmu_has_slot(&v->cpu.vcpu, run->mmio.phys_addr >> GMEM_PAGE_SHIFT))
 		return finish_mmio(v);
@@ -246,6 +248,8 @@ static int step(struct kvm_vcpu *v)
 	/* The next step says why. */
 	if (e.err && (e.gone || gmem_kvm_told_to_stop(v)))
 		return 0;
+	if (e.err == -EINTR && e.kicked && gmem_kvm_watched(v))
+		return gmem_kvm_hypercall(v) ? run_exit(v, KVM_EXIT_HYPERCALL) : 0;
 	switch (e.err) {
 	case 0:
 		return handle_exit(v);
@@ -272,6 +276,9 @@ int gmem_kvm_vcpu_run(struct gmem_cpu *cpu)
 	if (cpu->vm->pid != getpid())
 		return gmem_err(-EIO, "gmem_vcpu_run: this VM is a copy that came with fork(2)");
 	cpu->exit = (struct gmem_exit){ .size = sizeof(cpu->exit) };
+	r = gmem_kvm_hypercall_end(kvm_vcpu_of(cpu));
+	if (r)
+		return r;
 	do
 		r = step(kvm_vcpu_of(cpu));
 	while (!r);

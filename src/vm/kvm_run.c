@@ -66,6 +66,7 @@ static void take_signals(struct kvm_vcpu *v, const sigset_t *bus, bool kicked, s
 	static const struct timespec now;
 	siginfo_t info, other = { .si_signo = 0 };
 
+	e->kicked = kicked;
 	while (sigtimedwait(bus, &info, &now) == SIGBUS) {
 		uint64_t gpa;
 
@@ -80,8 +81,10 @@ static void take_signals(struct kvm_vcpu *v, const sigset_t *bus, bool kicked, s
 			other = info;
 		}
 	}
-	if (other.si_signo)
+	if (other.si_signo) {
 		gmem_signal_put_back(&other);
+		e->kicked = false;
+	}
 }
 
 static int set_mask(struct kvm_vcpu *v, const sigset_t *mask)
@@ -112,8 +115,9 @@ static int enter(struct kvm_vcpu *v)
 
 	if (stop && !v->unfinished)
 		return -EINTR;
-	if (stop)
+	if (stop || v->rewrites)
 		gmem_kvm_vcpu_kick(&v->cpu);
+	v->rewrites = false;
 	err = gmem_kvm_run(v->fd);
 	v->unfinished = !err;
 	return err;
@@ -134,6 +138,7 @@ struct kvm_ended gmem_kvm_run_once(struct kvm_vcpu *v)
 		v->seen_passed = atomic_load(&v->cpu.vm->passed);
 		v->seen_holds = atomic_load(&v->cpu.vm->holds.ended);
 		atomic_store(&v->whereabouts, INSIDE);
+		gmem_kvm_watch(v);
 		e.err = enter(v);
 		take_signals(v, &bus, leave(v), &e);
 	}

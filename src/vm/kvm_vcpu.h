@@ -19,6 +19,7 @@
 #include <pthread.h>
 #include <signal.h>
 
+#include "sys/kvm_hypercall.h"
 #include "vm/vm.h"
 
 /* Where the thread is, for those who want it out of the guest. */
@@ -27,6 +28,13 @@ enum whereabouts {
 	INSIDE, /* KVM_RUN, or about to; SIGBUS is blocked, and is taken before it is not any more */
 	KICKED_NOW, /* somebody is sending it a signal */
 	KICKED,
+};
+
+/* Of a vCPU of a watched VM. */
+struct kvm_watched {
+	_Atomic uint32_t runs; /* KVM_RUNs */
+	_Atomic uint32_t patience; /* ticks that one is left alone for */
+	uint32_t seen, ticks; /* the watcher's: `runs`, and for how long it has been the same */
 };
 
 struct kvm_vcpu {
@@ -46,6 +54,10 @@ struct kvm_vcpu {
 	sigset_t mask; /* KVM's, of the last run */
 	_Atomic int whereabouts; /* enum whereabouts */
 	pthread_t thread; /* while it is inside */
+	bool asks; /* a hypercall was told as an exit, and has not returned yet */
+	struct gmem_kvm_next asked; /* that */
+	bool rewrites; /* KVM writes over a hypercall that it cannot write to: once it has, to be looked at */
+	struct kvm_watched watched;
 };
 
 static inline struct kvm_vcpu *kvm_vcpu_of(struct gmem_cpu *cpu)
@@ -58,6 +70,7 @@ static inline struct kvm_vcpu *kvm_vcpu_of(struct gmem_cpu *cpu)
 /* How a KVM_RUN ended. */
 struct kvm_ended {
 	int err;
+	bool kicked; /* and that may have been all */
 	bool barred; /* the guest is at a page that may not be touched by itself */
 	uint64_t gpa; /* of that */
 	bool gone; /* it was at a page that may be of no slot any more; if it is, it is met again */
@@ -67,5 +80,18 @@ struct kvm_ended {
 bool gmem_kvm_told_to_stop(struct kvm_vcpu *v);
 /* One KVM_RUN. SIGBUS is the thread's own again when it returns. */
 struct kvm_ended gmem_kvm_run_once(struct kvm_vcpu *v);
+
+/* ---- kvm_hypercall.c */
+
+/* It is inside from now on. */
+void gmem_kvm_watch(struct kvm_vcpu *v);
+/* Kicks come to look what it is at, and the program does not want it out. */
+bool gmem_kvm_watched(const struct kvm_vcpu *v);
+/* The MMIO exit is of such a write, and need not be made. */
+bool gmem_kvm_rewrites(struct kvm_vcpu *v);
+/* A kick has brought it out. 1: it was at a hypercall, and kvm_run tells of it; 0: go on. */
+int gmem_kvm_hypercall(struct kvm_vcpu *v);
+/* Before it goes on: what was told so returns. KVM's errors, with text. */
+int gmem_kvm_hypercall_end(struct kvm_vcpu *v);
 
 #endif

@@ -52,8 +52,6 @@ static int open_kvm(struct gmem_vm *vm, int kvm_vm)
 	vm->kvm = gmem_kvm_vm_create(kvm, KVM_X86_DEFAULT_VM);
 	if (vm->kvm < 0)
 		err = gmem_err_sys(vm->kvm, "gmem_vm_create: KVM");
-	else if (gmem_kvm_check(vm->kvm, KVM_CAP_EXIT_HYPERCALL) & 1 << KVM_HC_MAP_GPA_RANGE)
-		(void)gmem_kvm_cap_enable(vm->kvm, KVM_CAP_EXIT_HYPERCALL, 1 << KVM_HC_MAP_GPA_RANGE);
 	close(kvm);
 	return err;
 }
@@ -65,10 +63,12 @@ int gmem_vm_create(const struct gmem_vm_opts *opts, struct gmem_vm **ret)
 
 	if (opts && !gmem_opts_valid(opts, opts->size, sizeof(*opts)))
 		return gmem_err(-EINVAL, "gmem_vm_create: opts.size %zu: expected %zu", opts->size, sizeof(*opts));
-	if (opts && opts->flags & ~GMEM_VM_KVM)
+	if (opts && opts->flags & ~(GMEM_VM_KVM | GMEM_VM_HYPERCALLS))
 		return gmem_err(-EINVAL, "gmem_vm_create: flags 0x%x: unknown", opts->flags);
 	if (opts && opts->kvm_vm && !(opts->flags & GMEM_VM_KVM))
 		return gmem_err(-EINVAL, "gmem_vm_create: kvm_vm without GMEM_VM_KVM");
+	if (opts && (opts->flags & (GMEM_VM_KVM | GMEM_VM_HYPERCALLS)) == GMEM_VM_HYPERCALLS)
+		return gmem_err(-EINVAL, "gmem_vm_create: GMEM_VM_HYPERCALLS without GMEM_VM_KVM");
 	vm = calloc(1, sizeof(*vm));
 	if (!vm)
 		return gmem_err_sys(-ENOMEM, "gmem_vm_create");
@@ -86,6 +86,12 @@ int gmem_vm_create(const struct gmem_vm_opts *opts, struct gmem_vm **ret)
 	pthread_mutex_init(&vm->vcpus_lock, NULL);
 	vm->holds.failed = gmem_kvm_holds_failed;
 	atomic_store(&vm->refs, 1);
+	if (opts && opts->flags & GMEM_VM_HYPERCALLS)
+		err = gmem_kvm_hypercalls_open(vm);
+	if (err) {
+		gmem_vm_put(vm);
+		return err;
+	}
 	*ret = vm;
 	return 0;
 }
@@ -121,6 +127,7 @@ void gmem_vm_free(struct gmem_vm *vm)
 		return;
 	gmem_mmu_kill(&vm->mmu);
 	gmem_vm_kick(vm);
+	gmem_kvm_hypercalls_close(vm);
 	gmem_vm_delete_slots(vm);
 	gmem_vm_put(vm);
 }

@@ -27,6 +27,14 @@ struct gmem_slot_store {
 	uint32_t ids;
 };
 
+/* See kvm_hypercall.c. */
+struct gmem_hypercall_watch {
+	bool on; /* from the VM's making on */
+	pthread_t thread;
+	_Atomic uint32_t over, asleep; /* futexes */
+	_Atomic uint32_t soon; /* ticks that are to be short */
+};
+
 struct gmem_vm {
 	enum gmem_vm_type type;
 	uint64_t alias_bit; /* of a guest-physical address: says which side is meant; 0: none */
@@ -40,6 +48,7 @@ struct gmem_vm {
 	int kvm; /* KVM's VM, whose slots are these; -1: none */
 	pthread_mutex_t vcpus_lock; /* a leaf; guards the list */
 	struct gmem_cpu *vcpus; /* of KVM's */
+	struct gmem_hypercall_watch watch;
 	_Atomic uint64_t passed; /* times that one has let barred pages pass */
 	_Atomic uint32_t passing; /* that are at it */
 	struct gmem_gate_holds holds; /* of its slots' gates */
@@ -116,6 +125,13 @@ int gmem_kvm_vcpu_answer(struct gmem_cpu *cpu, uint64_t value);
 void gmem_kvm_vcpu_kick(struct gmem_cpu *cpu);
 /* So too, and what it waits for is over. Its own flag is set already. */
 void gmem_kvm_vcpu_cancel(struct gmem_cpu *cpu);
+
+/* ---- kvm_hypercall.c */
+
+/* A new VM's guests make exits of hypercalls. -EOPNOTSUPP, -EAGAIN, KVM's errors, with text. */
+int gmem_kvm_hypercalls_open(struct gmem_vm *vm);
+/* When the VM is dead. */
+void gmem_kvm_hypercalls_close(struct gmem_vm *vm);
 
 /* ---- kvm_slot.c: slots as KVM has them. slots_lock held; nothing is done in a VM without KVM */
 
