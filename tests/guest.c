@@ -273,6 +273,15 @@ const char *guest_what(const struct guest *g)
 	return text;
 }
 
+uint64_t guest_exception_rip(const struct guest *g)
+{
+	struct frame f;
+
+	CHECK(at_port(g, GUEST_PORT_FAULT));
+	memcpy(&f, g->boot + (STACK + 1) * PAGE - sizeof(f), sizeof(f));
+	return f.rip;
+}
+
 int guest_run_raw(struct guest *g)
 {
 	return ioctl(g->vcpu, KVM_RUN, 0) < 0 ? -errno : 0;
@@ -340,6 +349,11 @@ uint64_t guest_hypercall_gpa(const struct guest *g, enum guest_routine routine)
 }
 
 const char *guest_what(const struct guest *g)
+{
+	NO_GUEST;
+}
+
+uint64_t guest_exception_rip(const struct guest *g)
 {
 	NO_GUEST;
 }

@@ -77,6 +77,9 @@ uint64_t guest_hypercall_gpa(const struct guest *g, enum guest_routine routine);
 /* Of a failure, in words: the exit, the registers, the exception if it was one. Valid until the next call. */
 const char *guest_what(const struct guest *g);
 
+/* Where the exception was that ended the last routine. */
+uint64_t guest_exception_rip(const struct guest *g);
+
 /* KVM_RUN, again after an interruption that is no signal. 0, or -errno: -EINTR is for the caller to look into. */
 int guest_run_raw(struct guest *g);
 
