@@ -273,6 +273,12 @@ const char *guest_what(const struct guest *g)
 	return text;
 }
 
+void guest_map(struct guest *g, uint64_t address, uint64_t gpa)
+{
+	CHECK(!(address % LARGE) && !(gpa % LARGE) && address < GUEST_MAPPED);
+	put(g, PD, address / LARGE * 8, gpa | PTE_LARGE);
+}
+
 uint64_t guest_exception_rip(const struct guest *g)
 {
 	struct frame f;
@@ -349,6 +355,11 @@ uint64_t guest_hypercall_gpa(const struct guest *g, enum guest_routine routine)
 }
 
 const char *guest_what(const struct guest *g)
+{
+	NO_GUEST;
+}
+
+void guest_map(struct guest *g, uint64_t address, uint64_t gpa)
 {
 	NO_GUEST;
 }

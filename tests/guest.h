@@ -77,6 +77,9 @@ uint64_t guest_hypercall_gpa(const struct guest *g, enum guest_routine routine);
 /* Of a failure, in words: the exit, the registers, the exception if it was one. Valid until the next call. */
 const char *guest_what(const struct guest *g);
 
+/* Before the guest has been there: these 2 MiB of its addresses are others than they were. */
+void guest_map(struct guest *g, uint64_t address, uint64_t gpa);
+
 /* Where the exception was that ended the last routine. */
 uint64_t guest_exception_rip(const struct guest *g);
 

@@ -155,8 +155,14 @@ guest_vmcalls:
 	movq	8(%rdi), %rax
 	jmp	done
 guest_hlt_vmcall:
+	movq	%rdi, %rax
+	movq	%rsi, %rbx
+	movq	%rcx, %r8
+	movq	%rdx, %rcx
+	movq	%r8, %rdx
 	hlt
-	jmp	guest_vmcall
+	vmcall
+	jmp	done
 guest_hlt:
 	hlt
 	jmp	done
