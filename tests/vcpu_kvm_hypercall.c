@@ -26,7 +26,7 @@ TEST_TIMEOUT(answered, 120)
 				CHECK_EQ(guest_result(&s.guest), n << 40 | 7);
 				CHECK_ERR(gmem_vcpu_answer(s.vcpu, 1), -EINVAL);
 			}
-			/* As KVM has it: no answer is 0. */
+			/* No answer is 0. */
 			begin(&s, instructions[i], NR, GPA, 1, 0);
 			CHECK_OK(gmem_vcpu_run(s.vcpu));
 			check_asked(&s, GPA, 1, 0);

@@ -73,7 +73,7 @@ static int resolve(struct kvm_vcpu *v, uint64_t gpa)
 /* 1: what KVM_RUN ended in is the caller's. */
 static int run_exit(struct kvm_vcpu *v, uint32_t reason)
 {
-	const struct kvm_run *run = v->run;
+	struct kvm_run *run = v->run;
 	struct gmem_exit *e = &v->cpu.exit;
 
 	e->reason = (enum gmem_exit_reason)reason;
@@ -84,6 +84,8 @@ static int run_exit(struct kvm_vcpu *v, uint32_t reason)
 		if (run->mmio.is_write)
 			memcpy(e->data, run->mmio.data, e->len);
 	} else if (e->reason == GMEM_EXIT_HYPERCALL) {
+		/* KVM has left what was there. */
+		run->hypercall.ret = 0;
 		e->nr = run->hypercall.nr;
 		memcpy(e->args, run->hypercall.args, sizeof(e->args));
 	}
