@@ -169,7 +169,7 @@ TEST(moved_elsewhere)
 	hc_set_up(&s, &hc_ways[0]);
 	if (!s.vm->watch.on) {
 		scene_tear_down(&s);
-		SKIP("kvm", "KVM makes the exits itself, and would end the instruction first");
+		SKIP("kvm", "KVM makes the exits itself, and ends the instruction first");
 	}
 	CHECK_OK(gmem_file_write(s.file, 0, &(uint64_t){ 8 }, 8));
 	begin(&s, GUEST_vmcall, NR, GPA, 1, 0);

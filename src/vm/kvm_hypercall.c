@@ -33,39 +33,35 @@
 
 /* ---- the watcher */
 
-static bool is_inside(const struct kvm_vcpu *v)
-{
-	return atomic_load(&v->whereabouts) != OUTSIDE;
-}
-
-static void tick_vcpu(struct kvm_vcpu *v)
+/* After so many ticks. For how many it need not be looked at again. */
+static uint32_t tick_vcpu(struct kvm_vcpu *v, uint32_t ticks)
 {
 	struct kvm_watched *w = &v->watched;
-	uint32_t runs = atomic_load(&w->runs);
+	uint32_t runs = atomic_load(&w->runs), patience = atomic_load(&w->patience);
 
-	if (runs != w->seen) {
-		w->seen = runs;
-		w->ticks = 0;
-	} else if (++w->ticks > atomic_load(&w->patience)) {
-		gmem_kvm_vcpu_kick(&v->cpu);
-	}
+	w->ticks = runs == w->seen ? w->ticks + ticks : 0;
+	w->seen = runs;
+	if (w->ticks <= patience)
+		return patience + 1 - w->ticks;
+	gmem_kvm_vcpu_kick(&v->cpu);
+	return 1;
 }
 
-/* False: no guest runs. `look`: nobody is kicked. */
-static bool tick(struct gmem_vm *vm, bool look)
+/* The same of all; 0: no guest runs. */
+static uint32_t tick(struct gmem_vm *vm, uint32_t ticks)
 {
-	bool any = false;
+	uint32_t next = 0;
 
 	pthread_mutex_lock(&vm->vcpus_lock);
 	for (struct gmem_cpu *cpu = vm->vcpus; cpu; cpu = cpu->next) {
-		if (!is_inside(kvm_vcpu_of(cpu)))
-			continue;
-		any = true;
-		if (!look)
-			tick_vcpu(kvm_vcpu_of(cpu));
+		struct kvm_vcpu *v = kvm_vcpu_of(cpu);
+		uint32_t n = atomic_load(&v->whereabouts) != OUTSIDE ? tick_vcpu(v, ticks) : 0;
+
+		if (n && (!next || n < next))
+			next = n;
 	}
 	pthread_mutex_unlock(&vm->vcpus_lock);
-	return any;
+	return next;
 }
 
 /* Pairs with gmem_kvm_watch(): either that vCPU is seen inside, or it sees that we sleep. */
@@ -74,26 +70,39 @@ static void sleep_long(struct gmem_vm *vm)
 	struct gmem_hypercall_watch *w = &vm->watch;
 
 	atomic_store(&w->asleep, 1);
-	if (!tick(vm, true) && !atomic_load(&w->over))
+	if (!tick(vm, 0) && !atomic_load(&w->over))
 		(void)gmem_futex_wait(&w->asleep, 1, GMEM_FUTEX_FOR_EVER);
 	atomic_store(&w->asleep, 0);
+}
+
+/* One short tick, if it is to be. */
+static bool is_short(struct gmem_hypercall_watch *w)
+{
+	uint32_t soon = atomic_load(&w->soon);
+
+	return soon && atomic_compare_exchange_strong(&w->soon, &soon, soon - 1);
 }
 
 static void *watch(void *arg)
 {
 	struct gmem_vm *vm = arg;
-	uint32_t quiet = 0, soon;
+	uint32_t quiet = 0, ticks = 1, next;
 
 	while (!atomic_load(&vm->watch.over)) {
+		uint64_t ns = ticks * TICK_NS;
+
+		if (is_short(&vm->watch)) {
+			ticks = 1;
+			ns = SHORT_TICK_NS;
+		}
+		(void)gmem_futex_wait(&vm->watch.over, 0, ns);
+		next = tick(vm, ticks);
+		ticks = next ? next : 1;
+		quiet = next ? 0 : quiet + 1;
 		if (quiet >= QUIET) {
 			sleep_long(vm);
 			quiet = 0;
 		}
-		soon = atomic_load(&vm->watch.soon);
-		if (soon)
-			atomic_compare_exchange_strong(&vm->watch.soon, &soon, soon - 1);
-		(void)gmem_futex_wait(&vm->watch.over, 0, soon ? SHORT_TICK_NS : TICK_NS);
-		quiet = tick(vm, false) ? 0 : quiet + 1;
 	}
 	return NULL;
 }
