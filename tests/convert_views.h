@@ -280,20 +280,22 @@ struct stage {
 	struct gmem_binding b;
 	struct gmem_view *view;
 	char log[200];
-	int pages;
-	bool pinned_is_told;
+	bool fails;
 };
 
-static void stage_begin(struct gmem_binding *b, uint64_t off, uint64_t len, uint32_t sides)
+static int stage_begin(struct gmem_binding *b, uint64_t off, uint64_t len, uint32_t sides)
 {
 	struct stage *s = (struct stage *)b;
+	bool may_fail = sides & GMEM_SIDE_MAY_FAIL;
 	size_t n = strlen(s->log);
 
+	sides &= ~GMEM_SIDE_MAY_FAIL;
 	/* What a guest can still reach here, no host thread reaches. */
 	if (sides == GMEM_SIDE_SHARED)
 		CHECK_EQ(peek(gmem_view_at(s->view, off)), -1);
 	snprintf(s->log + n, sizeof(s->log) - n, "%d:%d+%d%s ", (int)sides, (int)(off / P), (int)(len / P),
 		 gmem_file_private(b->file, off) ? "p" : "s");
+	return may_fail && s->fails ? gmem_err(-ENOMEM, "injected") : 0;
 }
 
 static void stage_end(struct gmem_binding *b)
@@ -329,6 +331,17 @@ TEST(second_stages_are_told)
 	CHECK_STR(s.log, "");
 	convert(file, 0, 16, 0);
 	CHECK_STR(s.log, "2:4+4p ends ");
+	/* One that cannot keep its guests out: all is as before. */
+	CHECK_OK(gmem_file_unpin(file, 7 * P, P));
+	s.log[0] = '\0';
+	s.fails = true;
+	CHECK_ERR(gmem_file_set_attributes(file, 2 * P, 4 * P, PRIVATE, NULL), -ENOMEM);
+	CHECK_STR(gmem_last_error(), "gmem_file_set_attributes: injected");
+	CHECK_STR(s.log, "1:4+2s ends ");
+	for (uint64_t page = 0; page < 16; page++)
+		CHECK(!gmem_file_private(file, page * P) && peek(page_of(s.view, page)) == 0);
+	s.fails = false;
+	convert(file, 2, 4, PRIVATE);
 	CHECK(gmem_file_unbind(&s.b));
 	CHECK(!gmem_file_unbind(&s.b));
 	gmem_view_unmap(s.view);

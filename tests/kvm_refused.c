@@ -5,10 +5,12 @@
 #include "sys/uffd.h"
 
 /* How many calls until one fails, and with what; 0: none. */
-static int poison_fails, open_fails, plain_slot_fails, fail_with;
+static int poison_fails, register_fails, open_fails, plain_slot_fails, fail_with;
 
 int __real_gmem_sys_uffd_poison(int uffd, uint64_t hva, uint64_t len, bool wake, uint64_t *done);
 int __wrap_gmem_sys_uffd_poison(int uffd, uint64_t hva, uint64_t len, bool wake, uint64_t *done);
+int __real_gmem_sys_uffd_register(int uffd, uint64_t hva, uint64_t len, unsigned int mode);
+int __wrap_gmem_sys_uffd_register(int uffd, uint64_t hva, uint64_t len, unsigned int mode);
 int __real_gmem_sys_uffd_open(uint64_t features, bool *user_mode_only);
 int __wrap_gmem_sys_uffd_open(uint64_t features, bool *user_mode_only);
 int __real_gmem_kvm_plain_slot_set(int vm, uint32_t slot, uint32_t flags, uint64_t gpa, uint64_t len, void *hva);
@@ -20,6 +22,13 @@ int __wrap_gmem_sys_uffd_poison(int uffd, uint64_t hva, uint64_t len, bool wake,
 	if (poison_fails && !--poison_fails)
 		return fail_with;
 	return __real_gmem_sys_uffd_poison(uffd, hva, len, wake, done);
+}
+
+int __wrap_gmem_sys_uffd_register(int uffd, uint64_t hva, uint64_t len, unsigned int mode)
+{
+	if (register_fails && !--register_fails)
+		return fail_with;
+	return __real_gmem_sys_uffd_register(uffd, hva, len, mode);
 }
 
 int __wrap_gmem_sys_uffd_open(uint64_t features, bool *user_mode_only)
@@ -50,7 +59,43 @@ static void *run_forever(void *arg)
 	return (void *)(intptr_t)gmem_vcpu_run(s->vcpu);
 }
 
-/* A page that should be barred and cannot be: nobody reads it, and the VM is dead, whatever its guests are at. */
+/* Pages that guests cannot be kept out of do not become private, and all goes on. */
+TEST_TIMEOUT(conversion_that_cannot_bar, 120)
+{
+	struct scene s;
+
+	watch_bus();
+	EACH_DEFAULT_WAY(&s)
+	{
+		uint64_t at;
+
+		for (uint64_t page = 0; page < 4; page++)
+			run(&s, GUEST_store8, GPA + page * PG, 5 + page);
+		fail_with = -ENOMEM;
+		for (int times = 0; times < 3; times++) {
+			/* What the gate's first marker takes; then a marker; then what is tried again after zapping. */
+			*(times ? &poison_fails : &register_fails) = times ? times : 1;
+			at = LEN;
+			CHECK_ERR(gmem_file_set_attributes(s.file, 0, 4 * PG, GMEM_ATTRIBUTE_PRIVATE, &at), -ENOMEM);
+			CHECK_EQ(at, 0);
+			CHECK(strstr(gmem_last_error(), "gmem_file_set_attributes: "));
+			CHECK_EQ(poison_fails + register_fails, 0);
+			for (uint64_t page = 0; page < 4; page++) {
+				CHECK(!gmem_file_private(s.file, page * PG));
+				CHECK_EQ(run(&s, GUEST_load8, GPA + page * PG), 5 + page);
+				CHECK_EQ(file_word(s.file, page * PG), 5 + page);
+			}
+		}
+		to_private(s.file, 0, 4 * PG);
+		run_err(&s, -EFAULT, GUEST_load8, GPA + 2 * PG);
+		check_fault(&s, GPA + 2 * PG, 0);
+		to_shared(s.file, 0, 4 * PG);
+		CHECK_OK(go_on(&s));
+		check_signals();
+	}
+}
+
+/* A page that must be barred and cannot be: nobody reads it, and the VM is dead, whatever its guests are at. */
 TEST_TIMEOUT(page_that_cannot_be_barred, 120)
 {
 	struct scene s;
@@ -70,7 +115,7 @@ TEST_TIMEOUT(page_that_cannot_be_barred, 120)
 		t = start(run_forever, &other);
 		fail_with = -ENOMEM;
 		poison_fails = 1;
-		CHECK_OK(gmem_file_set_attributes(s.file, 0, PG, GMEM_ATTRIBUTE_PRIVATE, NULL));
+		CHECK_OK(gmem_file_poison(s.file, 0, PG));
 		CHECK_EQ(poison_fails, 0);
 		begin(&s, GUEST_load8, GPA);
 		CHECK_ERR(gmem_vcpu_run(s.vcpu), -EIO);
@@ -140,6 +185,32 @@ static void fail_each(struct scene *s, int *counter, int err, int answer, int ho
 	CHECK_OK(del_slot(s->vm, 0));
 }
 
+/* That of all a file's gates: with its first slot, and not again. */
+static void descriptor_that_cannot_be_had(struct scene *s, int err, int answer)
+{
+	struct gmem_file *file = make_file(2 * LEN, 0);
+	struct held before, after;
+
+	CHECK(gmem_file_window(file));
+	before = held();
+	open_fails = 1;
+	fail_with = err;
+	CHECK_ERR(set_slot(s->vm, 0, GPA, LEN, file, 0), answer);
+	CHECK_EQ(open_fails, 0);
+	after = held();
+	CHECK_EQ(after.fds, before.fds);
+	CHECK_EQ(after.maps, before.maps);
+	CHECK_OK(set_slot(s->vm, 0, GPA, LEN, file, 0));
+	open_fails = 1;
+	CHECK_OK(set_slot(s->vm, 1, GPA + LEN, LEN, file, LEN));
+	to_private(file, 0, 2 * LEN);
+	CHECK_EQ(open_fails, 1);
+	open_fails = 0;
+	CHECK_OK(del_slot(s->vm, 0));
+	CHECK_OK(del_slot(s->vm, 1));
+	gmem_file_free(file);
+}
+
 TEST_TIMEOUT(slot_that_cannot_be_set, 120)
 {
 	struct scene s;
@@ -149,11 +220,8 @@ TEST_TIMEOUT(slot_that_cannot_be_set, 120)
 		to_private(s.file, 3 * PG, PG);
 		CHECK_OK(gmem_file_poison(s.file, 7 * PG, PG));
 		CHECK_OK(del_slot(s.vm, 0));
-		/* The look whether there are markers, and the gate's own. */
-		fail_each(&s, &open_fails, -EMFILE, -EMFILE, 2);
-		open_fails = 1;
-		fail_with = -EPERM;
-		CHECK_ERR(set_slot(s.vm, 0, GPA, LEN, s.file, 0), -EOPNOTSUPP);
+		descriptor_that_cannot_be_had(&s, -EMFILE, -EMFILE);
+		descriptor_that_cannot_be_had(&s, -EPERM, -EOPNOTSUPP);
 		fail_each(&s, &poison_fails, -ENOMEM, -ENOMEM, 2);
 		fail_each(&s, &plain_slot_fails, -ENOMEM, -ENOMEM, 1);
 		CHECK_OK(set_slot(s.vm, 0, GPA, LEN, s.file, 0));

@@ -85,16 +85,20 @@ bool gmem_file_unbind(struct gmem_binding *b)
 	return found;
 }
 
-void gmem_file_invalidate_begin(struct gmem_file *file, uint64_t off, uint64_t len, uint32_t sides)
+int gmem_file_invalidate_begin(struct gmem_file *file, uint64_t off, uint64_t len, uint32_t sides)
 {
 	const struct gmem_bindings *all = &file->bindings;
+	int err = 0;
 
 	for (uint32_t i = first_behind(all, off); i < all->n && all->at[i]->off < off + len; i++) {
 		struct gmem_binding *b = all->at[i];
 		uint64_t from = gmem_max_u64(off, b->off), to = gmem_min_u64(off + len, b->off + b->len);
 
-		b->ops->invalidate_begin(b, from, to - from, sides);
+		int one = b->ops->invalidate_begin(b, from, to - from, sides);
+
+		err = err ? err : one;
 	}
+	return err;
 }
 
 void gmem_file_invalidate_end(struct gmem_file *file, uint64_t off, uint64_t len)

@@ -273,8 +273,11 @@ static int to_private(struct gmem_file *file, uint64_t first, uint64_t end, uint
 	err = gmem_round_mark(file, off, len, ret_error_off);
 	if (err)
 		goto out_let_in;
-	gmem_file_invalidate_begin(file, off, len,
-				   GMEM_SIDE_SHARED | (file->flags & GMEM_FILE_STRICT ? GMEM_SIDE_BAR : 0));
+	err = gmem_file_invalidate_begin(file, off, len,
+					 GMEM_SIDE_SHARED | GMEM_SIDE_MAY_FAIL |
+						 (file->flags & GMEM_FILE_STRICT ? GMEM_SIDE_BAR : 0));
+	if (err)
+		gmem_err_prefix(err, "gmem_file_set_attributes");
 	if (file->flags & GMEM_FILE_STRICT)
 		for (uint64_t page = first; !err && next_run(file, &page, end, true, &run_end); page = run_end)
 			err = rehome(file, page << GMEM_PAGE_SHIFT, (run_end - page) << GMEM_PAGE_SHIFT, ret_error_off);

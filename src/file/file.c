@@ -71,6 +71,7 @@ static struct gmem_file *new_file(void)
 	file->state.fd = -1;
 	file->maps_fd = -1;
 	file->empty_fd = -1;
+	file->gates_uffd = -1;
 	file->round.life = -1;
 	atomic_store(&file->refs, 1);
 	return file;
@@ -240,6 +241,8 @@ static void destroy(struct gmem_file *file)
 		close(file->maps_fd);
 	if (file->empty_fd >= 0)
 		close(file->empty_fd);
+	if (file->gates_uffd >= 0)
+		close(file->gates_uffd);
 	if (ours)
 		gmem_rwlock_destroy(&file->invalidate_lock);
 	pthread_mutex_destroy(&file->gates_m);

@@ -92,6 +92,8 @@ struct gmem_backing_ops {
  * at the pages too. Without it, what is true of the memory itself is enough: a punched page is zero.
  */
 #define GMEM_SIDE_BAR 4u
+/* So too: to make guests come out may fail, and then nothing comes of it. Else a machine ends that cannot be told. */
+#define GMEM_SIDE_MAY_FAIL 8u
 
 /*
  * A second stage that maps pages of a file: it must hear of what goes. Embedded in its owner, who is counted.
@@ -111,9 +113,10 @@ struct gmem_bindings {
 struct gmem_binding_ops {
 	/*
 	 * Translations of the pages of [off, off + len) that are on these sides go: no access can use one any more when
-	 * it returns, and no fault makes one before the matching end(). Invalidate lock held, exclusive.
+	 * it returns, and no fault makes one before the matching end(). Invalidate lock held, exclusive. -ENOMEM, with
+	 * text, only if it may fail: begun it has all the same.
 	 */
-	void (*invalidate_begin)(struct gmem_binding *b, uint64_t off, uint64_t len, uint32_t sides);
+	int (*invalidate_begin)(struct gmem_binding *b, uint64_t off, uint64_t len, uint32_t sides);
 	void (*invalidate_end)(struct gmem_binding *b);
 	/* Keeps the binding's memory until drop(). Any lock. */
 	void (*hold)(struct gmem_binding *b);
@@ -179,6 +182,7 @@ struct gmem_file {
 	_Atomic uint32_t *_Atomic pins; /* a count a page, NULL before the first pin */
 	struct gmem_view *views;
 	struct gmem_gate *gates; /* gate.h */
+	int gates_uffd; /* of all their markers; -1: no gate bars yet. Guarded by the invalidate lock */
 	pthread_mutex_t gates_m; /* a leaf; held while one is, which those with the lock, shared, do too */
 	/* Guarded by the invalidate lock: see place.c. */
 	int maps_fd; /* the process's mappings; -1: not opened yet, or not to be had */
@@ -345,8 +349,11 @@ void gmem_file_advise(const struct gmem_file *file, void *addr, uint64_t len);
 int gmem_file_bind(struct gmem_file *file, struct gmem_binding *b);
 /* False if the binding was not bound any more. */
 bool gmem_file_unbind(struct gmem_binding *b);
-/* Invalidate lock held, exclusive. Tells every binding that meets the range; the part of it that does. */
-void gmem_file_invalidate_begin(struct gmem_file *file, uint64_t off, uint64_t len, uint32_t sides);
+/*
+ * Invalidate lock held, exclusive. Tells every binding that meets the range; the part of it that does. -ENOMEM, with
+ * text, only if it may fail (GMEM_SIDE_MAY_FAIL); the end is to be told then too.
+ */
+int gmem_file_invalidate_begin(struct gmem_file *file, uint64_t off, uint64_t len, uint32_t sides);
 void gmem_file_invalidate_end(struct gmem_file *file, uint64_t off, uint64_t len);
 /* Closes every binding. No lock held. */
 void gmem_file_close_bindings(struct gmem_file *file);

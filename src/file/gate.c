@@ -5,7 +5,6 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include "base/err.h"
 #include "base/range.h"
@@ -29,52 +28,40 @@ static bool is_huge(const struct gmem_gate *gate)
 	return gate->file->page_size > GMEM_PAGE_SIZE;
 }
 
-/* Before anything depends on it: is there a way to bar a page here? Markers work through a user-mode-only one too. */
-static int open_uffd(const struct gmem_file *file)
+/* The file's, before anything depends on it. Markers work through a user-mode-only one too. */
+static int open_uffd(struct gmem_file *file)
 {
+	uint64_t features = FEATURES | (file->page_size > GMEM_PAGE_SIZE ? HUGE_FEATURES : 0);
 	bool user_mode_only;
+	int fd;
 
-	return gmem_sys_uffd_open(FEATURES | (file->page_size > GMEM_PAGE_SIZE ? HUGE_FEATURES : 0), &user_mode_only);
-}
-
-static int check_markers(const struct gmem_file *file)
-{
-	int fd = open_uffd(file);
-
-	if (fd >= 0)
-		close(fd);
+	if (file->gates_uffd >= 0)
+		return 0;
+	fd = gmem_sys_uffd_open(features, &user_mode_only);
 	switch (fd) {
 	case -EPERM:
 	case -ENOSYS:
 	case -EOPNOTSUPP:
 		return gmem_err(-EOPNOTSUPP, "a guest on KVM needs userfaultfd with page markers (Linux 6.6)");
 	default:
-		return fd < 0 ? gmem_err_sys(fd, "userfaultfd") : 0;
+		if (fd < 0)
+			return gmem_err_sys(fd, "userfaultfd");
+		file->gates_uffd = fd;
+		return 0;
 	}
 }
 
 /* Its first marker. Not before: a registered mapping is touched page by page, without the kernel's fault-around. */
 int gmem_gate_make_markable(struct gmem_gate *gate)
 {
-	uint64_t nwords = (gate->len / gate->file->page_size + 63) / 64;
-	int fd, err;
+	int err;
 
-	if (gate->uffd >= 0)
+	if (atomic_load(&gate->registered))
 		return 0;
-	if (!gate->barred)
-		gate->barred = calloc(nwords, sizeof(*gate->barred));
-	if (!gate->barred)
-		return gmem_err_sys(-ENOMEM, "a guest's memory");
-	fd = open_uffd(gate->file);
-	if (fd < 0)
-		return gmem_err_sys(fd, "userfaultfd");
-	err = gmem_sys_uffd_register(fd, (uintptr_t)gate->addr, gate->len, GMEM_SYS_UFFD_WP);
-	if (err) {
-		close(fd);
+	err = gmem_sys_uffd_register(gate->uffd, (uintptr_t)gate->addr, gate->len, GMEM_SYS_UFFD_WP);
+	if (err)
 		return gmem_err_sys(err, "UFFDIO_REGISTER of a guest's memory");
-	}
-	gate->uffd = fd;
-	atomic_store(&gate->open, true);
+	atomic_store(&gate->registered, true);
 	return 0;
 }
 
@@ -99,6 +86,9 @@ static int map_locked(struct gmem_gate *gate)
 		return err;
 	}
 	gate->next = file->gates;
+	gate->link = &file->gates;
+	if (gate->next)
+		gate->next->link = &gate->next;
 	file->gates = gate;
 	gmem_file_advise(file, p, gate->len);
 	return 0;
@@ -107,30 +97,37 @@ static int map_locked(struct gmem_gate *gate)
 /* Once nothing is mapped there. */
 static void destroy(struct gmem_gate *gate)
 {
-	if (gate->uffd >= 0)
-		close(gate->uffd);
 	pthread_mutex_destroy(&gate->m);
 	gmem_gate_drop_caller(gate);
 	free(gate->barred);
 	free(gate);
 }
 
-int gmem_gate_open(struct gmem_file *file, uint64_t off, uint64_t len, struct gmem_gate_holds *holds,
-		   struct gmem_gate **ret)
+static int open_gate(const struct gmem_gate *what, bool bars, struct gmem_gate **ret)
 {
-	uint64_t first = gmem_file_unit_off(file, off), end = gmem_file_unit_off(file, off + len + file->page_size - 1);
-	struct gmem_gate *gate;
-	int err = check_markers(file);
+	struct gmem_file *file = what->file;
+	struct gmem_gate *gate = malloc(sizeof(*gate));
+	int err = 0;
 
-	if (err)
-		return err;
-	gate = malloc(sizeof(*gate));
 	if (!gate)
 		return gmem_err_sys(-ENOMEM, "mapping memory for a guest");
-	*gate = (struct gmem_gate){ .file = file, .holds = holds, .off = first, .len = end - first, .uffd = -1 };
+	*gate = *what;
+	gate->uffd = -1;
 	pthread_mutex_init(&gate->m, NULL);
+	if (bars) {
+		gate->barred = calloc((gate->len / file->page_size + 63) / 64, sizeof(*gate->barred));
+		if (!gate->barred) {
+			destroy(gate);
+			return gmem_err_sys(-ENOMEM, "mapping memory for a guest");
+		}
+	}
 	gmem_rwlock_lock(&file->invalidate_lock);
-	err = map_locked(gate);
+	if (bars) {
+		err = open_uffd(file);
+		gate->uffd = file->gates_uffd;
+	}
+	if (!err)
+		err = map_locked(gate);
 	gmem_rwlock_unlock(&file->invalidate_lock);
 	if (err) {
 		destroy(gate);
@@ -141,30 +138,56 @@ int gmem_gate_open(struct gmem_file *file, uint64_t off, uint64_t len, struct gm
 	return 0;
 }
 
-static void map_nothing(const struct gmem_gate *gate)
+int gmem_gate_open(struct gmem_file *file, uint64_t off, uint64_t len, struct gmem_gate_holds *holds,
+		   struct gmem_gate **ret)
 {
-	(void)mmap(gate->addr, gate->len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+	uint64_t first = gmem_file_unit_off(file, off), end = gmem_file_unit_off(file, off + len + file->page_size - 1);
+	struct gmem_gate gate = { .file = file, .holds = holds, .off = first, .len = end - first };
+
+	return open_gate(&gate, true, ret);
+}
+
+int gmem_gate_open_plain(struct gmem_file *file, uint64_t off, uint64_t len, struct gmem_gate **ret)
+{
+	struct gmem_gate gate = { .file = file, .off = off, .len = len };
+
+	return open_gate(&gate, false, ret);
+}
+
+/* If not even the second can be had, neighbours are one mapping with it, and there may be no more of those. */
+static bool show_nothing(const struct gmem_gate *gate)
+{
+	return mmap(gate->addr, gate->len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) !=
+		       MAP_FAILED ||
+	       !mprotect(gate->addr, gate->len, PROT_NONE);
+}
+
+void gmem_gate_leave_file(struct gmem_gate *gate)
+{
+	struct gmem_file *file = gate->file;
+
+	if (!file)
+		return;
+	gmem_rwlock_lock(&file->invalidate_lock);
+	/* What shows the file on is no gate's any more. */
+	if (!show_nothing(gate))
+		file->torn = true;
+	*gate->link = gate->next;
+	if (gate->next)
+		gate->next->link = gate->link;
+	gmem_rwlock_unlock(&file->invalidate_lock);
+	gate->file = NULL;
+	gmem_file_put(file);
 }
 
 void gmem_gate_close(struct gmem_gate *gate)
 {
-	struct gmem_gate **link;
-	struct gmem_file *file;
-
 	if (!gate)
 		return;
-	file = gate->file;
-	gmem_rwlock_lock(&file->invalidate_lock);
-	if (gate->keeps_place)
-		map_nothing(gate);
-	else
+	gmem_gate_leave_file(gate);
+	if (!gate->keeps_place)
 		munmap(gate->addr, gate->len);
-	for (link = &file->gates; *link != gate;)
-		link = &(*link)->next;
-	*link = gate->next;
-	gmem_rwlock_unlock(&file->invalidate_lock);
 	destroy(gate);
-	gmem_file_put(file);
 }
 
 void gmem_gate_keep_place(struct gmem_gate *gate)
@@ -272,9 +295,7 @@ int gmem_gate_bar(struct gmem_gate *gate, uint64_t off, uint64_t len)
 void gmem_gate_shut(struct gmem_gate *gate)
 {
 	gate->is_shut = true;
-	/* In the middle of a mapping there may be no memory for the border; all of it has none. */
-	if (mprotect(gate->addr, gate->len, PROT_NONE))
-		map_nothing(gate);
+	(void)show_nothing(gate);
 }
 
 static bool in_place(uint32_t word)
@@ -307,7 +328,7 @@ static int pass(struct gmem_gate *gate, uint64_t off, bool alone)
 	off = gmem_file_unit_off(gate->file, off);
 	if (is_huge(gate) && gmem_file_unit(gate->file, off) != GMEM_UNIT_IN_PLACE)
 		return -EAGAIN;
-	if (atomic_load(&gate->open))
+	if (atomic_load(&gate->registered))
 		err = gmem_sys_uffd_continue(gate->uffd, (uintptr_t)gmem_gate_at(gate, off),
 					     alone || is_huge(gate) ? page_size : passable(gate, off), &done);
 	/* What is not mapped at once, the guest's touch maps. */

@@ -13,6 +13,8 @@
  * When a huge page is punched its marker goes with it, and is put back. Meanwhile the gate is *held*: a touch of what
  * is not mapped there is an error that names no page (KVM_RUN is EFAULT), and is made again.
  *
+ * A plain gate bars nothing: where KVM has the pages from a guest_memfd, it is the address of KVM's own accesses.
+ *
  * Gates are no views: no conversion marks them, and no userfault is raised in one. The list of a file's gates is
  * guarded by its invalidate lock; who looks for mappings that are no views (foreign.c, place.c) knows them by it.
  */
@@ -32,13 +34,13 @@ struct gmem_gate_holds {
 };
 
 struct gmem_gate {
-	struct gmem_file *file; /* referenced: its memory stays until the gate is closed */
+	struct gmem_file *file; /* referenced: its memory stays until the gate leaves it; NULL: it has */
 	struct gmem_gate_holds *holds;
 	char *addr; /* of `off`; constant, as off and len are: whole pages of the file's */
 	uint64_t off, len;
-	int uffd; /* of its markers; -1: none was needed yet. Guarded by the invalidate lock, exclusive */
-	_Atomic bool open; /* `uffd` and `barred` are there, and constant from then on */
-	_Atomic uint64_t *barred; /* a bit a page, which has a marker */
+	int uffd; /* the file's, see gates_uffd; constant, as the next is; -1: it bars nothing */
+	_Atomic uint64_t *barred; /* a bit a page, which has a marker; NULL: it bars nothing */
+	_Atomic bool registered; /* it may have markers; set with the invalidate lock, exclusive */
 	bool held; /* guarded by file->gates_m */
 	bool is_shut; /* guarded by the invalidate lock, or file->gates_m */
 	bool keeps_place; /* its addresses are nobody else's, ever */
@@ -48,16 +50,20 @@ struct gmem_gate {
 	bool served; /* somebody's userfaults are raised in it */
 	char *ballast; /* mappings that can be done without, when there are no more; NULL: they have been */
 	pthread_mutex_t m; /* a leaf: guards `aliased`, and what is mapped */
-	struct gmem_gate *next;
+	struct gmem_gate *next, **link; /* in the file's list: there may be tens of thousands */
 };
 
 /*
  * Maps the pages around [off, off + len), inside the file, readable and writable, not inherited by forked children.
- * -ENOMEM, -EMFILE, -EOPNOTSUPP (a kernel without page markers, before 6.6, or a process without userfaultfd). No lock
- * held.
+ * Barring needs nothing more afterwards but the kernel's memory for it. -ENOMEM, -EMFILE, -EOPNOTSUPP (a kernel without
+ * page markers, before 6.6, or a process without userfaultfd). No lock held.
  */
 int gmem_gate_open(struct gmem_file *file, uint64_t off, uint64_t len, struct gmem_gate_holds *holds,
 		   struct gmem_gate **ret);
+/* One that bars nothing, of a guest_memfd: whoever has its address never reaches anything else there. -ENOMEM. */
+int gmem_gate_open_plain(struct gmem_file *file, uint64_t off, uint64_t len, struct gmem_gate **ret);
+/* It shows nothing from then on, keeps the file no more, and may only be closed. No lock held. */
+void gmem_gate_leave_file(struct gmem_gate *gate);
 /* Nobody uses its address any more. NULL is allowed. No lock held. */
 void gmem_gate_close(struct gmem_gate *gate);
 
@@ -68,8 +74,8 @@ static inline char *gmem_gate_at(const struct gmem_gate *gate, uint64_t off)
 
 /*
  * Bars the pages around [off, off + len) of the file, inside the gate: an access that begins after the return comes
- * out, and none that began before is going on. What was barred before is so all the time. -ENOMEM, -EMFILE: a part may
- * be barred. Invalidate lock held, exclusive, and nobody lets a page pass meanwhile.
+ * out, and none that began before is going on. What was barred before is so all the time. -ENOMEM: a part may be
+ * barred. Invalidate lock held, exclusive, and nobody lets a page pass meanwhile.
  */
 int gmem_gate_bar(struct gmem_gate *gate, uint64_t off, uint64_t len);
 /* Unmaps everything: for what should be barred and cannot be. An access is -EFAULT then. As gmem_gate_bar(). */
@@ -116,7 +122,7 @@ static inline bool gmem_gate_aliased(const struct gmem_gate *gate, uint64_t off)
 
 /* ---- what both have */
 
-/* It can have markers from then on. -ENOMEM, -EMFILE. As gmem_gate_bar(), or before anybody uses it. */
+/* It can have markers from then on. -ENOMEM. As gmem_gate_bar(), or before anybody uses it. */
 int gmem_gate_make_markable(struct gmem_gate *gate);
 /* The page has a marker, or has none. */
 void gmem_gate_note_barred(struct gmem_gate *gate, uint64_t off, bool barred);

@@ -26,6 +26,8 @@ struct gmem_slot {
 	uint64_t off; /* in the file */
 	struct gmem_file *_Atomic file; /* NULL: none, or closed before the slot was deleted */
 	struct gmem_gate *gate; /* of a VM of KVM's: where its vCPUs reach the pages by themselves; else NULL */
+	/* A guest_memfd's, on KVM: where KVM itself reaches the pages. It bars nothing; else NULL. Under slots_lock. */
+	struct gmem_gate *plain_gate;
 	bool in_kvm; /* KVM has it; guarded by slots_lock */
 	char *window; /* the library's address of `off`; good as long as the file is open; NULL: never had a file */
 	char *hva; /* the caller's memory, of the shared side where there is a file too; NULL: none */

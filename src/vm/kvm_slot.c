@@ -5,7 +5,8 @@
  * User engine: a gate of the slot's own is the memory, and KVM knows it as plain shared memory. Where an access must
  * exit the gate is barred, which is decided here: by the VM's type, by who supplies what is absent, by what is lost.
  * What is barred and need not be any more is let through when a guest meets it (kvm_vcpu.c), so this errs on the side
- * of barring. Kernel engine: KVM has the guest_memfd itself, and makes the exits.
+ * of barring. Kernel engine: KVM has the guest_memfd itself, and makes the exits; its own accesses, as of an
+ * instruction that it emulates, go through the slot's address, which is a plain gate's.
  */
 #include <errno.h>
 #include <stddef.h>
@@ -74,10 +75,19 @@ int gmem_kvm_slot_open(struct gmem_vm *vm, struct gmem_slot *slot)
 		return atomic_load(&slot->userfault) ? open_without_file(slot) : 0;
 	if (slot->hva)
 		err = find_place(slot, file);
-	if (err || file->engine == GMEM_ENGINE_KERNEL)
+	if (err)
 		return err;
+	if (file->engine == GMEM_ENGINE_KERNEL)
+		return gmem_gate_open_plain(file, slot->off, len_of(slot), &slot->plain_gate);
 	err = gmem_gate_open(file, slot->off, len_of(slot), &vm->holds, &slot->gate);
 	return !err && gmem_slot_has_hva(slot) ? add_caller(slot) : err;
+}
+
+void gmem_kvm_slot_close(struct gmem_slot *slot)
+{
+	gmem_gate_close(slot->gate);
+	gmem_gate_close(slot->plain_gate);
+	slot->gate = slot->plain_gate = NULL;
 }
 
 /* ---- barring */
@@ -117,21 +127,31 @@ static bool type_bars_private(const struct gmem_vm *vm)
 	return vm->type == GMEM_VM_DEFAULT;
 }
 
-void gmem_kvm_slot_invalidate(struct gmem_slot *slot, uint64_t off, uint64_t len, uint32_t sides)
+int gmem_kvm_slot_invalidate(struct gmem_slot *slot, uint64_t off, uint64_t len, uint32_t sides)
 {
 	bool becomes_private = (sides & SIDES) == GMEM_SIDE_SHARED, other_side = (sides & SIDES) != SIDES;
+	int err;
 
 	if (!slot->gate || !((sides & GMEM_SIDE_BAR) || (becomes_private && type_bars_private(slot->vm)) ||
 			     (other_side && slot->gate->caller)))
-		return;
-	if (gmem_gate_bar(slot->gate, off, len))
-		give_up(slot);
+		return 0;
+	err = gmem_gate_bar(slot->gate, off, len);
+	/* Where there are aliases, pages that could not be barred are out of everybody's reach. */
+	if (!err || ((sides & GMEM_SIDE_MAY_FAIL) && !slot->gate->caller))
+		return err;
+	give_up(slot);
+	return 0;
 }
 
-void gmem_kvm_slot_bar(struct gmem_slot *slot)
+void gmem_kvm_slot_lose_file(struct gmem_slot *slot)
 {
 	struct gmem_gate *gate = slot->gate;
 
+	if (slot->plain_gate) {
+		/* Views keep the memory, and KVM would have it on. Where it has no slot, an access is ours to end. */
+		(void)gmem_kvm_slot_remove(slot->vm, slot);
+		gmem_gate_leave_file(slot->plain_gate);
+	}
 	if (!gate)
 		return;
 	lock(slot, 0, slot->npages);
@@ -271,10 +291,9 @@ int gmem_kvm_slot_add(struct gmem_vm *vm, struct gmem_slot *slot)
 
 	if (vm->kvm < 0)
 		return 0;
-	if (gmem_slot_has_file(slot) && !slot->gate) {
-		/* KVM's own accesses, as of an instruction that it emulates, go through the address. */
-		err = gmem_kvm_slot_set(vm->kvm, slot->id, slot->gfn << GMEM_PAGE_SHIFT, len_of(slot), slot->window,
-					atomic_load(&slot->file)->fd, slot->off);
+	if (slot->plain_gate) {
+		err = gmem_kvm_slot_set(vm->kvm, slot->id, slot->gfn << GMEM_PAGE_SHIFT, len_of(slot),
+					slot->plain_gate->addr, atomic_load(&slot->file)->fd, slot->off);
 	} else {
 		err = slot->gate ? bar_at_first(slot) : 0;
 		if (err)
@@ -296,6 +315,8 @@ int gmem_kvm_slot_remove(struct gmem_vm *vm, struct gmem_slot *slot)
 
 void gmem_kvm_slot_drop(struct gmem_vm *vm, struct gmem_slot *slot)
 {
-	if (gmem_kvm_slot_remove(vm, slot) && slot->gate)
-		gmem_gate_keep_place(slot->gate);
+	struct gmem_gate *gate = slot->gate ? slot->gate : slot->plain_gate;
+
+	if (gmem_kvm_slot_remove(vm, slot) && gate)
+		gmem_gate_keep_place(gate);
 }

@@ -41,13 +41,13 @@ static struct gmem_slot *slot_of(struct gmem_binding *b)
 	return (struct gmem_slot *)((char *)b - offsetof(struct gmem_slot, binding));
 }
 
-static void invalidate_begin(struct gmem_binding *b, uint64_t off, uint64_t len, uint32_t sides)
+static int invalidate_begin(struct gmem_binding *b, uint64_t off, uint64_t len, uint32_t sides)
 {
 	struct gmem_slot *slot = slot_of(b);
 
 	gmem_mmu_invalidate_begin(&slot->vm->mmu, slot->gfn + ((off - slot->off) >> GMEM_PAGE_SHIFT),
 				  len >> GMEM_PAGE_SHIFT, sides & BOTH);
-	gmem_kvm_slot_invalidate(slot, off, len, sides);
+	return gmem_kvm_slot_invalidate(slot, off, len, sides);
 }
 
 static void invalidate_end(struct gmem_binding *b)
@@ -72,7 +72,7 @@ static void close_file(struct gmem_binding *b)
 		atomic_store(&slot->file, NULL);
 		gmem_mmu_zap(&vm->mmu, slot->gfn, slot->npages, BOTH);
 		gmem_mmu_wait_readers(&vm->mmu);
-		gmem_kvm_slot_bar(slot);
+		gmem_kvm_slot_lose_file(slot);
 	}
 	gmem_vm_unlock_slots(vm);
 	put_slot(slot);
@@ -101,8 +101,7 @@ static void forget(struct gmem_vm *vm, struct gmem_slot *slot)
 		gmem_file_put(file);
 	}
 	gmem_hva_drain(&vm->mmu, slot);
-	gmem_gate_close(slot->gate);
-	slot->gate = NULL;
+	gmem_kvm_slot_close(slot);
 	put_slot(slot);
 }
 
@@ -311,7 +310,7 @@ out_unbind:
 	if (s->file)
 		(void)gmem_file_unbind(&slot->binding);
 out_close:
-	gmem_gate_close(slot->gate);
+	gmem_kvm_slot_close(slot);
 	put_slot(slot);
 	return err;
 }

@@ -145,16 +145,19 @@ int gmem_kvm_slot_add(struct gmem_vm *vm, struct gmem_slot *slot);
 int gmem_kvm_slot_remove(struct gmem_vm *vm, struct gmem_slot *slot);
 /* At the VM's end, where there is no way back: what KVM does not let go is nobody's memory. */
 void gmem_kvm_slot_drop(struct gmem_vm *vm, struct gmem_slot *slot);
+/* KVM has it no more, or was never told. */
+void gmem_kvm_slot_close(struct gmem_slot *slot);
 /*
  * Invalidate lock held, exclusive, after the tables were invalidated: guests that follow KVM's come out at what is not
- * theirs any more. If that cannot be had, the VM is dead, and they do not reach the slot at all.
+ * theirs any more. If that cannot be had: -ENOMEM, with text, where it may fail (GMEM_SIDE_MAY_FAIL); else the VM is
+ * dead, and they do not reach the slot at all.
  */
-void gmem_kvm_slot_invalidate(struct gmem_slot *slot, uint64_t off, uint64_t len, uint32_t sides);
-/* Its bitmap is another one. -ENOMEM, -EMFILE: some of it may be barred. No lock of the file held. */
+int gmem_kvm_slot_invalidate(struct gmem_slot *slot, uint64_t off, uint64_t len, uint32_t sides);
+/* Its bitmap is another one. -ENOMEM: some of it may be barred. No lock of the file held. */
 int gmem_kvm_slot_set_userfault(struct gmem_slot *slot);
-/* The same of all of it, when its file is closed. No lock of the file held. */
-void gmem_kvm_slot_bar(struct gmem_slot *slot);
-/* Translations of those pages of a slot with a gate go, and guests on KVM come out at them. -ENOMEM, -EMFILE. */
+/* Its file is closed: guests come out at all of it, and KVM itself reaches nothing. No lock of the file held. */
+void gmem_kvm_slot_lose_file(struct gmem_slot *slot);
+/* Translations of those pages of a slot with a gate go, and guests on KVM come out at them. -ENOMEM. */
 int gmem_kvm_slot_bar_pages(struct gmem_slot *slot, uint64_t page, uint64_t npages);
 /* KVM keeps a log of writes from then on, or none. KVM's errors. */
 int gmem_kvm_slot_log(struct gmem_slot *slot, bool on);
