@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * The rules of setting, changing, moving and deleting slots: a table of calls, each made on a machine of gmem's and, as
- * the oracle, on one of this host's KVM with a guest_memfd of its own; then random calls on both.
+ * the oracle, on one of this host's KVM with a guest_memfd of its own; then random calls on both. The rules are the
+ * same for all of KVM's machines that take guest_memfds: before Linux 6.18 software-protected ones, not ordinary ones.
  */
 #include "slot_util.h"
 
@@ -146,21 +147,31 @@ static void tear_down(struct both *b)
 		close(b->kvm);
 }
 
-/* Skips without a KVM whose ordinary machines take guest_memfds. */
+/* The first of KVM's machines that takes guest_memfds; skips where none does. */
+static int make_kvm_vm(int kvm)
+{
+	static const unsigned long types[] = { KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM };
+	int vm = -ENODEV;
+
+	for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
+		vm = gmem_kvm_vm_create(kvm, types[i]);
+		if (vm >= 0 && gmem_kvm_check(vm, KVM_CAP_GUEST_MEMFD) > 0)
+			return vm;
+		if (vm >= 0)
+			close(vm);
+	}
+	SKIP("kvm", "no machine that takes guest_memfds: %s", vm < 0 ? strerror(-vm) : "KVM_CAP_GUEST_MEMFD");
+}
+
 static void set_up_kvm(struct both *b)
 {
 	set_up(b);
 	b->kvm = gmem_kvm_open();
 	if (b->kvm < 0)
 		SKIP("kvm", "/dev/kvm: %s", strerror(-b->kvm));
-	b->kvm_vm = gmem_kvm_vm_create(b->kvm, 0);
-	if (b->kvm_vm < 0)
-		SKIP("kvm", "a machine: %s", strerror(-b->kvm_vm));
-	for (int i = 0; i < 2; i++) {
-		b->kvm_file[i] = gmem_kvm_memfd_create(b->kvm_vm, PAGES * PG, 0);
-		if (b->kvm_file[i] < 0)
-			SKIP("kvm", "a guest_memfd of an ordinary machine: %s", strerror(-b->kvm_file[i]));
-	}
+	b->kvm_vm = make_kvm_vm(b->kvm);
+	for (int i = 0; i < 2; i++)
+		b->kvm_file[i] = (int)CHECK_OK(gmem_kvm_memfd_create(b->kvm_vm, PAGES * PG, 0));
 }
 
 static int ask_gmem(const struct both *b, const struct call *c)
