@@ -75,6 +75,19 @@ static int open_vm(const struct gmem_file_opts *opts)
 	return vm;
 }
 
+/* KVM says -EINVAL to a flag that this kind of machine does not know, and to much else. */
+static bool lack_flags(const struct gmem_file *file, uint64_t flags, struct lacks *l)
+{
+	int known = gmem_kvm_check(file->kvm_vm, KVM_CAP_GUEST_MEMFD_FLAGS);
+	uint64_t missing = flags & ~(uint64_t)(known < 0 ? 0 : known);
+
+	if (missing & GUEST_MEMFD_FLAG_MMAP)
+		lack(l, -EOPNOTSUPP, "guest_memfds of such a machine cannot be mapped here (GUEST_MEMFD_FLAG_MMAP)");
+	else if (missing)
+		lack(l, -EOPNOTSUPP, "guest_memfds of such a machine begin private (GUEST_MEMFD_FLAG_INIT_SHARED)");
+	return missing;
+}
+
 static int open_guest_memfd(struct gmem_file *file, const struct gmem_file_opts *opts, struct lacks *l)
 {
 	uint64_t flags = (file->flags & GMEM_FILE_NO_MMAP ? 0 : GUEST_MEMFD_FLAG_MMAP) |
@@ -91,6 +104,8 @@ static int open_guest_memfd(struct gmem_file *file, const struct gmem_file_opts 
 	file->fd = gmem_kvm_memfd_create(file->kvm_vm, file->len, flags);
 	if (file->fd >= 0)
 		return 0;
+	if (file->fd == -EINVAL && lack_flags(file, flags, l))
+		return l->err;
 	if (opts && opts->kvm_vm)
 		lack(l, file->fd, "kvm_vm %d makes no guest_memfd of %llu bytes with flags 0x%llx: %s", opts->kvm_vm,
 		     (unsigned long long)file->len, (unsigned long long)flags, strerror(-file->fd));
