@@ -183,7 +183,7 @@ void guest_call_args(struct guest *g, enum guest_routine routine, const uint64_t
 		.rflags = 2 | RFLAGS_IOPL3 | (g->interrupts ? RFLAGS_IF : 0),
 	};
 
-	/* An exception has left the guest in kernel mode; one it could not take, in any state, and still to be taken. */
+	/* An exception has left the guest in kernel mode; one it could not take, in any state, and still pending. */
 	if (at_port(g, GUEST_PORT_FAULT) || g->run->exit_reason == KVM_EXIT_SHUTDOWN) {
 		set_sregs(g);
 		CHECK_OK(ioctl(g->vcpu, KVM_SET_VCPU_EVENTS, &(struct kvm_vcpu_events){ .flags = 0 }));
