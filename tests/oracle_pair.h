@@ -20,7 +20,8 @@ struct pair {
 	uint64_t seed;
 	bool private[PAGES];
 	bool slot[PAGES];
-	bool known[PAGES]; /* its bytes are the same: KVM's two memories of a page have one each */
+	char *hva; /* gmem's shared memory, of slots that have two memories as KVM's have; NULL: the file's own */
+	bool known[PAGES]; /* its bytes are the same: one memory keeps them where of two the guest gets the other */
 	unsigned long compared, blind, exits; /* results, results of unknown bytes, exits */
 };
 
@@ -31,11 +32,14 @@ struct ended {
 	uint64_t gpa, len, flags, data, result;
 };
 
+enum memories { ONE, TWO, TWO_ADOPTED };
+
 struct variant {
 	enum gmem_vm_type type;
 	enum guest_mode mode;
 	uint32_t flags; /* of the file */
 	bool supplied; /* all that is absent is brought in, as zero: each page is barred at first */
+	enum memories memories; /* of a slot of gmem's; TWO_ADOPTED: the shared one is private anonymous */
 };
 
 /* ---- both machines */
@@ -62,10 +66,19 @@ static inline int bring_in_zeros(void *opaque, struct gmem_file *file, uint64_t 
 /* memfd -1: plain memory. */
 static inline void set_both(struct pair *p, uint32_t slot, uint64_t page, uint64_t npages, int memfd)
 {
-	uint64_t off = page * PG, len = npages * PG;
+	uint64_t off = page * PG;
+	struct gmem_memslot m = {
+		.size = sizeof(m),
+		.slot = slot,
+		.gpa = GPA + off,
+		.len = npages * PG,
+		.file = p->g.file,
+		.off = off,
+		.hva = p->hva ? p->hva + off : NULL,
+	};
 
-	CHECK_OK(gmem_kvm_slot_set(p->k.vm, slot, GPA + off, len, p->k.shared + off, memfd, off));
-	CHECK_OK(set_slot(p->g.vm, slot, GPA + off, len, p->g.file, off));
+	CHECK_OK(gmem_kvm_slot_set(p->k.vm, slot, m.gpa, m.len, p->k.shared + off, memfd, off));
+	CHECK_OK(gmem_vm_set_slot(p->g.vm, &m));
 	memset(p->slot + page, true, npages);
 }
 
@@ -84,6 +97,8 @@ static inline void set_up(struct pair *p, const struct variant *v, bool memfd)
 	CHECK_OK(del_slot(p->g.vm, 0));
 	if (v->supplied)
 		p->supply = new_supply(p->g.file, 0, LEN, bring_in_zeros, &p->zeros);
+	if (v->memories != ONE)
+		p->hva = kvm_map(LEN, MAP_ANONYMOUS | (v->memories == TWO ? MAP_SHARED : MAP_PRIVATE), -1);
 	memset(p->known, true, sizeof(p->known));
 	set_both(p, 0, 0, PAGES, memfd ? p->k.memfd : -1);
 }
@@ -95,6 +110,8 @@ static inline void tear_down(struct pair *p)
 	if (p->supply)
 		end_supply(p->g.file, p->supply);
 	scene_tear_down(&p->g);
+	if (p->hva)
+		munmap(p->hva, LEN);
 	kvm_unmake(&p->k);
 	munmap(p->boot, GUEST_BOOT_LEN);
 }

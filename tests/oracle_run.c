@@ -130,7 +130,7 @@ static void op_convert(struct pair *p, uint64_t page, uint64_t npages)
 	bool private = draw(p, 2);
 
 	for (uint64_t i = page; i < page + npages; i++)
-		p->known[i] &= p->private[i] == private;
+		p->known[i] &= p->hva || p->private[i] == private;
 	convert(p, page, npages, private);
 }
 
@@ -138,6 +138,9 @@ static void op_punch(struct pair *p, uint64_t page, uint64_t npages)
 {
 	CHECK_OK(kvm_punch(&p->k, page * PG, npages * PG));
 	CHECK_OK(gmem_file_punch(p->g.file, page * PG, npages * PG));
+	/* A guest that was shown a page of the caller's keeps it. */
+	if (p->hva)
+		memset(p->hva + page * PG, 0, npages * PG);
 	memset(p->known + page, true, npages);
 }
 
@@ -155,6 +158,15 @@ static void op_host(struct pair *p, uint64_t page)
 
 	for (uint64_t i = 0; i < WORDS; i++)
 		words[i] = tap_rand(&p->seed);
+	if (p->hva) {
+		/* The host has its memory, whichever the guest has. */
+		CHECK_MEM(p->hva + page * PG, p->k.shared + page * PG, PG);
+		if (write) {
+			memcpy(p->hva + page * PG, words, PG);
+			memcpy(p->k.shared + page * PG, words, PG);
+		}
+		return;
+	}
 	if (p->private[page]) {
 		CHECK_ERR(host_copies(p, page, words, write), -EACCES);
 		return;
@@ -237,17 +249,20 @@ static void sweep(struct pair *p)
 TEST_TIMEOUT(random_programs, 60)
 {
 	static const struct variant variants[] = {
-		{ GMEM_VM_SW_PROTECTED, GUEST_USER, 0, false },
-		{ GMEM_VM_SW_PROTECTED, GUEST_KERNEL, 0, true },
-		{ GMEM_VM_SW_PROTECTED, GUEST_USER, GMEM_FILE_STRICT, false },
-		{ GMEM_VM_SW_PROTECTED, GUEST_KERNEL, GMEM_FILE_STRICT, true },
+		{ GMEM_VM_SW_PROTECTED, GUEST_USER, 0, false, ONE },
+		{ GMEM_VM_SW_PROTECTED, GUEST_KERNEL, 0, true, ONE },
+		{ GMEM_VM_SW_PROTECTED, GUEST_USER, GMEM_FILE_STRICT, false, ONE },
+		{ GMEM_VM_SW_PROTECTED, GUEST_KERNEL, GMEM_FILE_STRICT, true, ONE },
+		{ GMEM_VM_SW_PROTECTED, GUEST_USER, 0, false, TWO },
+		{ GMEM_VM_SW_PROTECTED, GUEST_KERNEL, 0, true, TWO_ADOPTED },
+		{ GMEM_VM_SW_PROTECTED, GUEST_USER, GMEM_FILE_STRICT, true, TWO },
 	};
 
 	for (size_t i = 0; i < sizeof(variants) / sizeof(variants[0]); i++) {
 		static struct pair p;
 
 		set_up(&p, &variants[i], true);
-		for (int n = 0; n < 1500; n++) {
+		for (int n = 0; n < 1000; n++) {
 			step(&p);
 			if (n % 250 == 249)
 				sweep(&p);
@@ -264,12 +279,17 @@ TEST_TIMEOUT(random_programs, 60)
  */
 TEST_TIMEOUT(no_private_memory, 60)
 {
-	for (int i = 0; i < 4; i++) {
-		struct variant v = { GMEM_VM_DEFAULT, i & 1 ? GUEST_KERNEL : GUEST_USER, 0, i & 2 };
+	for (int i = 0; i < 6; i++) {
+		struct variant v = {
+			.type = GMEM_VM_DEFAULT,
+			.mode = i & 1 ? GUEST_KERNEL : GUEST_USER,
+			.supplied = i & 2,
+			.memories = i & 4 ? TWO : ONE,
+		};
 		static struct pair p;
 
 		set_up(&p, &v, false);
-		for (int n = 0; n < 500; n++) {
+		for (int n = 0; n < 300; n++) {
 			uint64_t page = draw(&p, PAGES - 8);
 			struct access a = draw_any(&p);
 			struct ended e;
@@ -297,7 +317,7 @@ TEST_TIMEOUT(no_private_memory, 60)
 TEST(closed_file)
 {
 	for (enum guest_mode mode = GUEST_USER; mode <= GUEST_KERNEL; mode++) {
-		struct variant v = { GMEM_VM_SW_PROTECTED, mode, 0, false };
+		struct variant v = { .type = GMEM_VM_SW_PROTECTED, .mode = mode };
 		static struct pair p;
 
 		set_up(&p, &v, true);
