@@ -313,6 +313,41 @@ TEST_TIMEOUT(no_private_memory, 60)
 	}
 }
 
+/* KVM has a private page there that is in no slot; for gmem attributes are a file's, and there is nothing. */
+TEST(no_slot)
+{
+	for (enum guest_mode mode = GUEST_USER; mode <= GUEST_KERNEL; mode++) {
+		struct variant v = { .type = GMEM_VM_SW_PROTECTED, .mode = mode };
+		static struct pair p;
+
+		set_up(&p, &v, true);
+		fill(&p, 0);
+		convert(&p, 0, 2, true);
+		CHECK_OK(gmem_kvm_slot_set(p.k.vm, 0, 0, 0, NULL, -1, 0));
+		CHECK_OK(del_slot(p.g.vm, 0));
+		for (uint64_t page = 0; page < 4; page++) {
+			both_begin(&p, page & 1 ? GUEST_store8 : GUEST_load8, GPA + page * PG + 24, page);
+			if (p.private[page]) {
+				struct ended k = run_kvm(&p), g = run_gmem(&p);
+
+				CHECK_EQ(k.reason, KVM_EXIT_MEMORY_FAULT);
+				CHECK_EQ(k.flags, KVM_MEMORY_EXIT_FLAG_PRIVATE);
+				CHECK_EQ(k.gpa, GPA + page * PG);
+				CHECK_EQ(g.reason, GMEM_EXIT_MMIO);
+				CHECK_EQ(g.gpa, GPA + page * PG + 24);
+				CHECK_OK(gmem_vcpu_answer(p.g.vcpu, 0));
+				CHECK_EQ(run_gmem(&p).reason, 0);
+			} else {
+				CHECK_EQ(both_go(&p, true, 0).reason, KVM_EXIT_MMIO);
+				memcpy(p.k.run->mmio.data, &(uint64_t){ 5 }, 8);
+				CHECK_OK(gmem_vcpu_answer(p.g.vcpu, 5));
+				CHECK_EQ(both_go(&p, true, 0).reason, 0);
+			}
+		}
+		tear_down(&p);
+	}
+}
+
 /* The file is closed, and the slot is still there. */
 TEST(closed_file)
 {
