@@ -476,8 +476,10 @@ static void *serve(void *arg)
 		for (uint64_t i = 0; i < PG / 8; i++)
 			words[i] = at / PG + 1;
 		copy = (struct uffdio_copy){ .dst = (uintptr_t)server.hva + at, .src = (uintptr_t)words, .len = PG };
-		if (!ioctl(server.uffd, UFFDIO_COPY, &copy))
-			atomic_fetch_add(&server.served, 1);
+		/* Before: who waits for the page goes on within it. */
+		atomic_fetch_add(&server.served, 1);
+		if (ioctl(server.uffd, UFFDIO_COPY, &copy))
+			atomic_fetch_sub(&server.served, 1);
 	}
 	return NULL;
 }
