@@ -18,6 +18,8 @@
 #include "sys/uffd.h"
 #include "tap.h"
 
+#include "memfd_vm.h"
+
 /* ---- drawing */
 
 static uint64_t odd_number(uint64_t *rng, uint64_t npages)
@@ -256,21 +258,6 @@ void diff_map_reset(struct raw_map *m)
 	*m = (struct raw_map){ .room = m->room };
 }
 
-static int make_vm(void)
-{
-	int kvm = gmem_kvm_open(), vm;
-
-	if (kvm < 0)
-		SKIP("kvm", "/dev/kvm: %s", strerror(-kvm));
-	vm = gmem_kvm_vm_create(kvm, KVM_X86_DEFAULT_VM);
-	if (vm < 0)
-		vm = gmem_kvm_vm_create(kvm, KVM_X86_SW_PROTECTED_VM);
-	close(kvm);
-	if (vm < 0)
-		SKIP("kvm", "no KVM machine: %s", strerror(-vm));
-	return vm;
-}
-
 static void make_machines(struct world *w)
 {
 	for (int i = 0; i < SIDES; i++) {
@@ -288,7 +275,7 @@ static bool make_files(struct world *w, bool own_vm)
 	int err;
 
 	if (own_vm)
-		opts.kvm_vm = k->vm = make_vm();
+		opts.kvm_vm = k->vm = memfd_vm();
 	err = gmem_file_create(w->npages * P, &opts, &k->file);
 	if (err) {
 		if (k->vm >= 0)

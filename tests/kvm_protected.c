@@ -150,4 +150,39 @@ TEST(kernel_engine)
 	close(kvm_vm);
 }
 
+/* The machine that a file makes for itself takes the file into its slots, whatever kind of machine it has to be. */
+TEST(slot_of_the_files_own_machine)
+{
+	struct gmem_file_opts o = {
+		.size = sizeof(o),
+		.engine = GMEM_ENGINE_KERNEL,
+		.flags = GMEM_FILE_INIT_PRIVATE | GMEM_FILE_NO_MMAP,
+		.needs = GMEM_NEED_KVM_SLOT,
+	};
+	int kvm = gmem_kvm_open(), ordinary = kvm < 0 ? kvm : gmem_kvm_vm_create(kvm, KVM_X86_DEFAULT_VM);
+	bool takes = ordinary >= 0 && gmem_kvm_check(ordinary, KVM_CAP_GUEST_MEMFD) > 0;
+	struct gmem_file *file;
+
+	if (ordinary < 0)
+		SKIP("kvm", "KVM: %s", strerror(-ordinary));
+	if (!takes)
+		close(protected_vm());
+	CHECK_OK(gmem_file_create(LEN, &o, &file));
+	CHECK_OK(gmem_kvm_slot_set(gmem_file_kvm_vm(file), 0, GPA, LEN, NULL, gmem_file_fd(file), 0));
+	gmem_file_free(file);
+	/* Before Linux 6.18 an ordinary one makes guest_memfds, which its slots do not take. */
+	o.kvm_vm = ordinary;
+	if (takes) {
+		CHECK_OK(gmem_file_create(LEN, &o, &file));
+		gmem_file_free(file);
+	} else {
+		CHECK_ERR(gmem_file_create(LEN, &o, &file), -EOPNOTSUPP);
+		CHECK_HAS(gmem_last_error(), "KVM_CAP_GUEST_MEMFD");
+		o.engine = GMEM_ENGINE_AUTO;
+		CHECK_ERR(gmem_file_create(LEN, &o, &file), -EOPNOTSUPP);
+	}
+	close(ordinary);
+	close(kvm);
+}
+
 #include "tap_main.h"

@@ -4,6 +4,7 @@
  * the oracle, on one of this host's KVM with a guest_memfd of its own; then random calls on both. The rules are the
  * same for all of KVM's machines that take guest_memfds: before Linux 6.18 software-protected ones, not ordinary ones.
  */
+#include "memfd_vm.h"
 #include "slot_util.h"
 
 #include "sys/call.h"
@@ -123,12 +124,12 @@ static const struct call calls[] = {
 struct both {
 	struct gmem_vm *vm;
 	struct gmem_file *file[2];
-	int kvm, kvm_vm, kvm_file[2]; /* -1: none */
+	int kvm_vm, kvm_file[2]; /* -1: none */
 };
 
 static void set_up(struct both *b)
 {
-	*b = (struct both){ .vm = new_vm(GMEM_VM_DEFAULT), .kvm = -1, .kvm_vm = -1, .kvm_file = { -1, -1 } };
+	*b = (struct both){ .vm = new_vm(GMEM_VM_DEFAULT), .kvm_vm = -1, .kvm_file = { -1, -1 } };
 	for (int i = 0; i < 2; i++)
 		b->file[i] = make_file(PAGES * PG, 0);
 }
@@ -143,33 +144,13 @@ static void tear_down(struct both *b)
 	}
 	if (b->kvm_vm >= 0)
 		close(b->kvm_vm);
-	if (b->kvm >= 0)
-		close(b->kvm);
 }
 
-/* The first of KVM's machines that takes guest_memfds; skips where none does. */
-static int make_kvm_vm(int kvm)
-{
-	static const unsigned long types[] = { KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM };
-	int vm = -ENODEV;
-
-	for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
-		vm = gmem_kvm_vm_create(kvm, types[i]);
-		if (vm >= 0 && gmem_kvm_check(vm, KVM_CAP_GUEST_MEMFD) > 0)
-			return vm;
-		if (vm >= 0)
-			close(vm);
-	}
-	SKIP("kvm", "no machine that takes guest_memfds: %s", vm < 0 ? strerror(-vm) : "KVM_CAP_GUEST_MEMFD");
-}
-
+/* Skips without a KVM that has machines which take guest_memfds. */
 static void set_up_kvm(struct both *b)
 {
 	set_up(b);
-	b->kvm = gmem_kvm_open();
-	if (b->kvm < 0)
-		SKIP("kvm", "/dev/kvm: %s", strerror(-b->kvm));
-	b->kvm_vm = make_kvm_vm(b->kvm);
+	b->kvm_vm = memfd_vm();
 	for (int i = 0; i < 2; i++)
 		b->kvm_file[i] = (int)CHECK_OK(gmem_kvm_memfd_create(b->kvm_vm, PAGES * PG, 0));
 }

@@ -56,11 +56,37 @@ void gmem_file_set_backing(struct gmem_file *file)
 							 &gmem_memfd_backing;
 }
 
-/* A VM to make a guest_memfd of: the caller's, or a new one of the first type that there is. */
-static int open_vm(const struct gmem_file_opts *opts)
+static bool takes_memfds(int vm)
+{
+	return gmem_kvm_check(vm, KVM_CAP_GUEST_MEMFD) > 0;
+}
+
+/* The first type whose memslots take guest_memfds: before Linux 6.18 ordinary ones make some, and do not. */
+static int make_vm(int kvm)
 {
 	static const unsigned long types[] = { KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM };
-	int kvm, vm = -ENODEV;
+	int first = -ENODEV;
+
+	for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
+		int vm = gmem_kvm_vm_create(kvm, types[i]);
+
+		if (vm >= 0 && takes_memfds(vm)) {
+			if (first >= 0)
+				close(first);
+			return vm;
+		}
+		if (first < 0)
+			first = vm;
+		else if (vm >= 0)
+			close(vm);
+	}
+	return first;
+}
+
+/* A VM to make a guest_memfd of: the caller's, or a new one. */
+static int open_vm(const struct gmem_file_opts *opts)
+{
+	int kvm, vm;
 
 	if (opts && opts->kvm_vm) {
 		vm = fcntl(opts->kvm_vm, F_DUPFD_CLOEXEC, 0);
@@ -69,8 +95,7 @@ static int open_vm(const struct gmem_file_opts *opts)
 	kvm = gmem_kvm_open();
 	if (kvm < 0)
 		return kvm;
-	for (size_t i = 0; i < sizeof(types) / sizeof(types[0]) && vm < 0; i++)
-		vm = gmem_kvm_vm_create(kvm, types[i]);
+	vm = make_vm(kvm);
 	close(kvm);
 	return vm;
 }
@@ -185,6 +210,8 @@ static int make_kernel(struct gmem_file *file, const struct gmem_file_opts *opts
 		close_kernel(file);
 		return l->err;
 	}
+	if ((needs & GMEM_NEED_KVM_SLOT) && !takes_memfds(file->kvm_vm))
+		lack(l, -EOPNOTSUPP, "memslots of such a machine take no guest_memfd here (KVM_CAP_GUEST_MEMFD)");
 	converts = try_conversion(file);
 	file->kernel_converts = !converts;
 	if ((needs & GMEM_NEED_CONVERSION) && converts)
