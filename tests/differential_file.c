@@ -88,11 +88,13 @@ static enum difference excuse_create(const struct world *w, const struct args *a
 /* KVM's own call against the library's: flags and sizes. */
 static void run_create_raw(struct world *w, struct side *s, const struct args *a, struct answer *r)
 {
-	bool unknown = a->n % 8 == 0, map = a->n & 8, shared = a->n & 16;
+	/* Of what the kernel has: before Linux 6.18 no flag at all. */
+	int known = gmem_kvm_check(w->side[KERNEL].vm, KVM_CAP_GUEST_MEMFD_FLAGS);
+	bool unknown = a->n % 8 == 0, map = a->n & 8 && known > 0 && known & GUEST_MEMFD_FLAG_MMAP;
+	bool shared = a->n & 16 && known > 0 && known & GUEST_MEMFD_FLAG_INIT_SHARED;
 	struct gmem_file_opts opts = { .size = sizeof(opts), .engine = GMEM_ENGINE_USER };
 	struct gmem_file *file;
 
-	(void)w;
 	if (s->who == KERNEL) {
 		int fd = gmem_kvm_memfd_create(s->vm, some_size(a),
 					       (map ? GUEST_MEMFD_FLAG_MMAP : 0) |
