@@ -264,7 +264,13 @@ static int step(struct kvm_vcpu *v)
 		return handle_fault(v, e.err);
 	case -EHWPOISON:
 		return handle_fault(v, e.err);
+	case -EAGAIN:
+		/* An interrupt controller has begun to start it, and has more to say: KVM waits for that. */
+		return 0;
 	case -EINTR:
+		/* Only what the thread blocks. One that KVM makes each time it tries is not tried for ever. */
+		if (e.foreign)
+			return 0;
 		return gmem_err(-EINTR, "gmem_vcpu_run: a signal, or kvm_run->immediate_exit");
 	default:
 		return gmem_err_sys(e.err, "gmem_vcpu_run: KVM_RUN");
@@ -284,5 +290,6 @@ int gmem_kvm_vcpu_run(struct gmem_cpu *cpu)
 	do
 		r = step(kvm_vcpu_of(cpu));
 	while (!r);
+	gmem_kvm_put_back_signal(kvm_vcpu_of(cpu));
 	return r < 0 ? r : 0;
 }

@@ -60,11 +60,15 @@ static bool is_kick(const siginfo_t *info)
 	return (info->si_code == SI_TKILL || info->si_code == SI_USER) && info->si_pid == getpid();
 }
 
-/* Takes every SIGBUS that has come: those of gates are ours, and that of a kick. */
+/*
+ * Takes every SIGBUS that has come: those of gates are ours, and that of a kick. Others are the thread's own, and are
+ * kept until it may have them: pending, one would end every KVM_RUN before it begins.
+ */
 static void take_signals(struct kvm_vcpu *v, const sigset_t *bus, bool kicked, struct kvm_ended *e)
 {
 	static const struct timespec now;
-	siginfo_t info, other = { .si_signo = 0 };
+	bool first = !v->foreign.si_signo;
+	siginfo_t info;
 
 	e->kicked = kicked;
 	while (sigtimedwait(bus, &info, &now) == SIGBUS) {
@@ -78,13 +82,18 @@ static void take_signals(struct kvm_vcpu *v, const sigset_t *bus, bool kicked, s
 		} else if (kicked && is_kick(&info)) {
 			kicked = false;
 		} else {
-			other = info;
+			e->foreign = first;
+			e->kicked &= first;
+			v->foreign = info;
 		}
 	}
-	if (other.si_signo) {
-		gmem_signal_put_back(&other);
-		e->kicked = false;
-	}
+}
+
+void gmem_kvm_put_back_signal(struct kvm_vcpu *v)
+{
+	if (v->foreign.si_signo)
+		gmem_signal_put_back(&v->foreign);
+	v->foreign.si_signo = 0;
 }
 
 static int set_mask(struct kvm_vcpu *v, const sigset_t *mask)
@@ -142,7 +151,11 @@ struct kvm_ended gmem_kvm_run_once(struct kvm_vcpu *v)
 		e.err = enter(v);
 		take_signals(v, &bus, leave(v), &e);
 	}
-	if (!sigismember(&old, SIGBUS))
-		pthread_sigmask(SIG_SETMASK, &old, NULL);
+	if (sigismember(&old, SIGBUS))
+		return e;
+	e.foreign = false;
+	e.kicked &= !v->foreign.si_signo;
+	gmem_kvm_put_back_signal(v);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	return e;
 }

@@ -50,6 +50,7 @@ struct kvm_vcpu {
 	uint64_t mmio_gpa; /* of the last one that was ours */
 	bool came_out; /* the guest did, at this page; the caller may have done something about it since */
 	uint64_t came_out_gpa;
+	siginfo_t foreign; /* a SIGBUS that is the thread's own, which blocks it; si_signo 0: none */
 	bool mask_known;
 	sigset_t mask; /* KVM's, of the last run */
 	_Atomic int whereabouts; /* enum whereabouts */
@@ -74,12 +75,15 @@ struct kvm_ended {
 	bool barred; /* the guest is at a page that may not be touched by itself */
 	uint64_t gpa; /* of that */
 	bool gone; /* it was at a page that may be of no slot any more; if it is, it is met again */
+	bool foreign; /* a SIGBUS has come that the thread blocks, the first of this call */
 };
 
 /* True if there is a reason not to go in, or to come out: a cancellation, or the end of the VM. */
 bool gmem_kvm_told_to_stop(struct kvm_vcpu *v);
 /* One KVM_RUN. SIGBUS is the thread's own again when it returns. */
 struct kvm_ended gmem_kvm_run_once(struct kvm_vcpu *v);
+/* What was kept of the thread's own signals is pending again. */
+void gmem_kvm_put_back_signal(struct kvm_vcpu *v);
 
 /* ---- kvm_hypercall.c */
 

@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: MIT */
+/* Ends of KVM_RUN that are no exit of a guest's memory: which are the caller's, and which are not. */
+#include <signal.h>
+
+#include "kvm_reach.h"
+
+/* ---- signals that the thread blocks */
+
+static void block_bus(void)
+{
+	sigset_t bus;
+
+	sigemptyset(&bus);
+	sigaddset(&bus, SIGBUS);
+	CHECK_EQ(pthread_sigmask(SIG_BLOCK, &bus, NULL), 0);
+}
+
+/* Whoever blocks it takes it himself. */
+static int take_bus(void)
+{
+	static const struct timespec now;
+	siginfo_t info;
+	sigset_t bus;
+
+	sigemptyset(&bus);
+	sigaddset(&bus, SIGBUS);
+	if (sigtimedwait(&bus, &info, &now) != SIGBUS)
+		return 0;
+	CHECK_EQ(info.si_code, SI_QUEUE);
+	return info.si_value.sival_int;
+}
+
+static void send_bus(pthread_t to)
+{
+	CHECK_EQ(pthread_sigqueue(to, SIGBUS, (union sigval){ .sival_int = 77 }), 0);
+}
+
+/* A SIGBUS that was there before keeps no guest from running, and is there afterwards. */
+TEST_TIMEOUT(sigbus_that_is_blocked, 120)
+{
+	struct scene s;
+
+	block_bus();
+	EACH_WAY(&s)
+	{
+		send_bus(pthread_self());
+		run(&s, GUEST_store8, GPA, 5);
+		CHECK_EQ(file_word(s.file, 0), 5);
+		/* Nor does it hide what is the guest's. */
+		CHECK_OK(gmem_file_poison(s.file, PG, PG));
+		run_err(&s, -EHWPOISON, GUEST_load8, GPA + PG);
+		CHECK_EQ(exit_of(s.vcpu).gpa, GPA + PG);
+		CHECK_OK(gmem_file_punch(s.file, PG, PG));
+		CHECK_OK(go_on(&s));
+		CHECK_EQ(take_bus(), 77);
+		CHECK_EQ(take_bus(), 0);
+	}
+}
+
+struct nuisance {
+	pthread_t to;
+	struct gmem_vcpu *vcpu;
+	_Atomic bool cancelled;
+};
+
+static void *send_bus_and_cancel(void *arg)
+{
+	struct nuisance *n = arg;
+
+	usleep(20000);
+	send_bus(n->to);
+	/* Time to come out for that. */
+	usleep(20000);
+	atomic_store(&n->cancelled, true);
+	gmem_vcpu_cancel(n->vcpu);
+	return NULL;
+}
+
+TEST_TIMEOUT(sigbus_that_is_blocked_ends_no_run, 120)
+{
+	struct scene s;
+
+	block_bus();
+	EACH_WAY(&s)
+	{
+		struct nuisance n = { .to = pthread_self(), .vcpu = s.vcpu };
+		pthread_t t = start(send_bus_and_cancel, &n);
+
+		begin(&s, GUEST_forever, 0);
+		CHECK_ERR(gmem_vcpu_run(s.vcpu), -EINTR);
+		CHECK(atomic_load(&n.cancelled));
+		join(t);
+		CHECK_EQ(take_bus(), 77);
+		CHECK_EQ(take_bus(), 0);
+	}
+}
+
+/* ---- processors that are started by others */
+
+#define APIC 0xfee00000ull
+#define SPURIOUS 0xf0
+#define COMMAND 0x300
+#define COMMAND_TO 0x310
+#define INIT 0x4500
+#define STARTUP 0x4600
+
+struct second {
+	struct gmem_vcpu *vcpu;
+	_Atomic int err;
+	struct gmem_exit exit;
+};
+
+static void *run_second(void *arg)
+{
+	struct second *ap = arg;
+
+	ap->err = gmem_vcpu_run(ap->vcpu);
+	ap->exit = exit_of(ap->vcpu);
+	return NULL;
+}
+
+static void command(struct scene *s, uint32_t what)
+{
+	run(s, GUEST_store4, APIC + COMMAND_TO, 1 << 24);
+	run(s, GUEST_store4, APIC + COMMAND, what);
+}
+
+static uint32_t mp_state(struct gmem_vcpu *vcpu)
+{
+	struct kvm_mp_state state;
+
+	CHECK_OK(ioctl(gmem_vcpu_kvm_fd(vcpu), KVM_GET_MP_STATE, &state));
+	return state.mp_state;
+}
+
+/* It waits in gmem_vcpu_run() from before INIT until it has begun, where the caller is told of nothing in between. */
+TEST_TIMEOUT(processor_that_another_starts, 120)
+{
+	for (enum guest_mode mode = GUEST_USER; mode <= GUEST_KERNEL; mode++) {
+		struct scene_opts o = { .type = GMEM_VM_DEFAULT, .irqchip = true, .mode = mode };
+		/* Real mode, at 0x8000: out %al, $0x51; hlt */
+		static const unsigned char code[] = { 0xe6, GUEST_PORT_DONE, 0xf4 };
+		struct second ap = { .err = 1 };
+		struct gmem_file *low;
+		struct scene s;
+		pthread_t t;
+
+		scene_set_up(&s, &o);
+		low = make_file(16 * PG, 0);
+		CHECK_OK(set_slot(s.vm, 1, 0, 16 * PG, low, 0));
+		CHECK_OK(gmem_file_write(low, 8 * PG, code, sizeof(code)));
+		ap.vcpu = new_kvm_vcpu(s.vm, 1);
+		CHECK_EQ(mp_state(ap.vcpu), KVM_MP_STATE_UNINITIALIZED);
+		t = start(run_second, &ap);
+		run(&s, GUEST_store4, APIC + SPURIOUS, 0x1ff);
+		command(&s, INIT);
+		/* Time to be told of something. */
+		for (int i = 0; i < 50 && ap.err == 1; i++)
+			usleep(1000);
+		command(&s, STARTUP | 8);
+		join(t);
+		CHECK_EQ(ap.err, 0);
+		CHECK_EQ(ap.exit.reason, KVM_EXIT_IO);
+		gmem_vcpu_free(ap.vcpu);
+		scene_tear_down(&s);
+		gmem_file_free(low);
+	}
+}
+
+TEST_TIMEOUT(processor_that_nobody_starts, 120)
+{
+	struct scene_opts o = { .type = GMEM_VM_DEFAULT, .irqchip = true };
+	struct second ap = { .err = 1 };
+	struct scene s;
+	pthread_t t;
+
+	scene_set_up(&s, &o);
+	ap.vcpu = new_kvm_vcpu(s.vm, 1);
+	t = start(run_second, &ap);
+	usleep(20000);
+	gmem_vcpu_cancel(ap.vcpu);
+	join(t);
+	CHECK_EQ(ap.err, -EINTR);
+	((struct kvm_run *)gmem_vcpu_kvm_run(ap.vcpu))->immediate_exit = 1;
+	CHECK_ERR(gmem_vcpu_run(ap.vcpu), -EINTR);
+	gmem_vcpu_free(ap.vcpu);
+	scene_tear_down(&s);
+}
+
+#include "tap_main.h"
