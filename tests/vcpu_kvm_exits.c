@@ -187,4 +187,53 @@ TEST_TIMEOUT(processor_that_nobody_starts, 120)
 	scene_tear_down(&s);
 }
 
+/* ---- instructions that KVM cannot emulate */
+
+#define NOWHERE (5ull << 30) /* no slot */
+
+/* An instruction in no slot is no matter of any page's that is: KVM's own words are told. */
+static void check_fetch_from_nowhere(struct scene *s)
+{
+	s->guest.code_gpa = NOWHERE;
+	for (int i = 0; i < 2; i++) {
+		begin(s, GUEST_load8, GPA);
+		CHECK_OK(gmem_vcpu_run(s->vcpu));
+		CHECK(exit_of(s->vcpu).reason != GMEM_EXIT_MEMORY_FAULT);
+		if (s->guest.mode == GUEST_KERNEL)
+			CHECK_EQ(exit_of(s->vcpu).reason, KVM_EXIT_INTERNAL_ERROR);
+	}
+	s->guest.code_gpa = BOOT_GPA;
+}
+
+TEST_TIMEOUT(code_in_no_slot, 120)
+{
+	struct scene s;
+
+	EACH_DEFAULT_WAY(&s)
+	{
+		struct gmem_file *low = make_file(LEN, 0);
+
+		CHECK_OK(set_slot(s.vm, 1, 0, LEN, low, 0));
+		to_private(low, 0, PG);
+		check_fetch_from_nowhere(&s);
+		CHECK_OK(del_slot(s.vm, 1));
+		gmem_file_free(low);
+	}
+}
+
+TEST_TIMEOUT(code_in_no_slot_after_a_private_page, 120)
+{
+	struct scene s;
+
+	EACH_DEFAULT_WAY(&s)
+	{
+		to_private(s.file, 5 * PG, PG);
+		run_err(&s, -EFAULT, GUEST_load8, GPA + 5 * PG);
+		to_shared(s.file, 5 * PG, PG);
+		CHECK_OK(go_on(&s));
+		to_private(s.file, 5 * PG, PG);
+		check_fetch_from_nowhere(&s);
+	}
+}
+
 #include "tap_main.h"

@@ -160,7 +160,7 @@ int gmem_kvm_translate(int vcpu, uint64_t linear, uint64_t *ret_gpa)
 	return t.valid ? 0 : -EFAULT;
 }
 
-int gmem_kvm_fetch_gpa(int vcpu, uint64_t *ret_gpa)
+int gmem_kvm_fetch_gpa(int vcpu, uint64_t at, uint64_t *ret_gpa)
 {
 	struct kvm_sregs sregs;
 	struct kvm_regs regs;
@@ -168,7 +168,7 @@ int gmem_kvm_fetch_gpa(int vcpu, uint64_t *ret_gpa)
 
 	if (!err)
 		err = gmem_sys_ioctl(vcpu, KVM_GET_SREGS, &sregs);
-	return err ? err : gmem_kvm_translate(vcpu, sregs.cs.base + regs.rip, ret_gpa);
+	return err ? err : gmem_kvm_translate(vcpu, sregs.cs.base + regs.rip + at, ret_gpa);
 }
 
 void gmem_kvm_settle_regs(int vcpu)
@@ -185,7 +185,7 @@ int gmem_kvm_translate(int vcpu, uint64_t linear, uint64_t *ret_gpa)
 	return -EOPNOTSUPP;
 }
 
-int gmem_kvm_fetch_gpa(int vcpu, uint64_t *ret_gpa)
+int gmem_kvm_fetch_gpa(int vcpu, uint64_t at, uint64_t *ret_gpa)
 {
 	return -EOPNOTSUPP;
 }

@@ -50,10 +50,10 @@ int gmem_kvm_run(int vcpu);
 /* The guest-physical address of a linear one. -EFAULT, -EOPNOTSUPP: as below. */
 int gmem_kvm_translate(int vcpu, uint64_t linear, uint64_t *ret_gpa);
 /*
- * The guest-physical address of the next instruction. -EFAULT: the guest's tables have none; -EOPNOTSUPP: not on this
+ * The guest-physical address of the byte `at` of the next instruction. -EFAULT: the guest's tables have none; -EOPNOTSUPP: not on this
  * architecture.
  */
-int gmem_kvm_fetch_gpa(int vcpu, uint64_t *ret_gpa);
+int gmem_kvm_fetch_gpa(int vcpu, uint64_t at, uint64_t *ret_gpa);
 /*
  * To be called at an MMIO exit: KVM (seen on 6.18) that fails to finish the instruction afterwards otherwise keeps what
  * it has done of it, for the next KVM_GET_REGS to make real.

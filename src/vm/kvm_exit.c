@@ -137,6 +137,7 @@ static int finish_mmio(struct kvm_vcpu *v)
 	err = run->mmio.is_write ? gmem_vcpu_store(v->hand, gpa, run->mmio.data, run->mmio.len) :
 				   gmem_vcpu_load(v->hand, gpa, run->mmio.data, run->mmio.len);
 	v->mmio_is_ours = err;
+	v->mmio_done = !err;
 	if (err == -EINTR || (err && gmem_mmu_dead(&v->cpu.vm->mmu)))
 		return 0;
 	if (err && (gmem_cpu_of(v->hand)->exit.reason == GMEM_EXIT_MMIO ||
@@ -170,32 +171,43 @@ static int resolve_if_slot(struct kvm_vcpu *v, uint64_t gpa)
 	return gmem_mmu_has_slot(&v->cpu.vcpu, gpa >> GMEM_PAGE_SHIFT) ? resolve(v, gpa) : 0;
 }
 
-/*
- * KVM could not emulate an instruction. If one of its pages was barred, that was why: the bytes of the instruction,
- * which may lie across two, or what it was at last. So too if any was barred meanwhile, between the two halves of a
- * locked access, say; or was let through by another vCPU since.
- */
-static int handle_emulation_failure(struct kvm_vcpu *v)
+/* The pages that the bytes of the next instruction lie in, as far as the guest's tables have them. */
+static int resolve_fetch(struct kvm_vcpu *v)
 {
 	const uint64_t longest = 15;
-	uint64_t gpa;
-	int err = 0;
+	uint64_t gpa, end_gpa;
+	int err;
 
-	if (!gmem_kvm_fetch_gpa(v->fd, &gpa)) {
-		err = resolve_if_slot(v, gpa);
-		if (!err && gmem_page_round_down(gpa + longest - 1) != gmem_page_round_down(gpa))
-			err = resolve_if_slot(v, gpa + longest - 1);
-	}
-	if (!err)
-		err = resolve_if_slot(v, v->mmio_gpa);
+	if (gmem_kvm_fetch_gpa(v->fd, 0, &gpa))
+		return 0;
+	err = resolve_if_slot(v, gpa);
+	if (err || gmem_kvm_fetch_gpa(v->fd, longest - 1, &end_gpa) ||
+	    gmem_page_round_down(end_gpa) == gmem_page_round_down(gpa))
+		return err;
+	return resolve_if_slot(v, end_gpa);
+}
+
+/*
+ * KVM could not emulate an instruction. If a page of its bytes was barred, that was why. So it may be if any was barred
+ * meanwhile, or was let through by another vCPU since; or if the page was that KVM had just been given what it asked
+ * for of, as by a locked access, whose second half goes another way. That is tried again, once: if it is the page, the
+ * guest comes out at it, which says so.
+ */
+static int handle_emulation_failure(struct kvm_vcpu *v, bool after_mmio)
+{
+	struct gmem_mmu_exit unused;
+	int err = resolve_fetch(v);
+
 	if (err || pages_changed(v))
 		return err;
+	if (after_mmio)
+		return look(v, v->mmio_gpa, &unused) == -EINTR ? gmem_err(-EINTR, "gmem_vcpu_run: cancelled") : 0;
 	v->cpu.exit.reason = (enum gmem_exit_reason)KVM_EXIT_INTERNAL_ERROR;
 	return 1;
 }
 
 /* KVM_RUN ended, and this is no page that may not be touched. 0: go on; 1: an exit. */
-static int handle_exit(struct kvm_vcpu *v)
+static int handle_exit(struct kvm_vcpu *v, bool after_mmio)
 {
 	const struct kvm_run *run = v->run;
 
@@ -205,7 +217,7 @@ static int handle_exit(struct kvm_vcpu *v)
 	    gmem_mmu_has_slot(&v->cpu.vcpu, run->mmio.phys_addr >> GMEM_PAGE_SHIFT))
 		return finish_mmio(v);
 	if (run->exit_reason == KVM_EXIT_INTERNAL_ERROR && run->internal.suberror == KVM_INTERNAL_ERROR_EMULATION)
-		return handle_emulation_failure(v);
+		return handle_emulation_failure(v, after_mmio);
 	return run_exit(v, run->exit_reason);
 }
 
@@ -226,6 +238,7 @@ static int handle_fault(struct kvm_vcpu *v, int err)
 static int step(struct kvm_vcpu *v)
 {
 	struct kvm_ended e;
+	bool after_mmio;
 
 	if (gmem_mmu_dead(&v->cpu.vm->mmu))
 		return gmem_err(-EIO, "gmem_vcpu_run: this VM is dead");
@@ -239,6 +252,8 @@ static int step(struct kvm_vcpu *v)
 		if (err)
 			return err;
 	}
+	after_mmio = v->mmio_done;
+	v->mmio_done = false;
 	v->run->exit_reason = KVM_EXIT_UNKNOWN;
 	e = gmem_kvm_run_once(v);
 	/* The next step says so, whatever it was at. */
@@ -254,7 +269,7 @@ static int step(struct kvm_vcpu *v)
 		return gmem_kvm_hypercall(v) ? run_exit(v, KVM_EXIT_HYPERCALL) : 0;
 	switch (e.err) {
 	case 0:
-		return handle_exit(v);
+		return handle_exit(v, after_mmio);
 	case -EFAULT:
 		/* It met a page that was out of everybody's reach for a moment: see file/alias.c, gmem_gates_hold(). */
 		if (pages_changed(v)) {

@@ -236,7 +236,7 @@ bool gmem_kvm_rewrites(struct kvm_vcpu *v)
 	uint64_t gpa;
 
 	v->rewrites = v->cpu.vm->watch.on && run->mmio.is_write && run->mmio.len == GMEM_HYPERCALL_LEN &&
-		      !gmem_kvm_fetch_gpa(v->fd, &gpa) && gpa == run->mmio.phys_addr;
+		      !gmem_kvm_fetch_gpa(v->fd, 0, &gpa) && gpa == run->mmio.phys_addr;
 	return v->rewrites;
 }
 

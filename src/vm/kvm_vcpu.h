@@ -47,6 +47,7 @@ struct kvm_vcpu {
 	bool unfinished; /* KVM_RUN told an exit last time: the next one begins with the rest of the instruction */
 	struct gmem_mmu_seen seen; /* before the last KVM_RUN, as is the next */
 	uint64_t seen_passed, seen_holds; /* vm->passed, vm->holds.ended */
+	bool mmio_done; /* that has been made, and KVM has not been told yet */
 	uint64_t mmio_gpa; /* of the last one that was ours */
 	bool came_out; /* the guest did, at this page; the caller may have done something about it since */
 	uint64_t came_out_gpa;
