@@ -636,15 +636,15 @@ enum gmem_vcpu_kind {
 struct gmem_vcpu_opts {
 	size_t size; /* sizeof(struct gmem_vcpu_opts) */
 	enum gmem_vcpu_kind kind;
-	/* GMEM_VCPU_KVM: a vCPU of the VM's KVM VM, borrowed; 0: one that is made here, with this number. */
+	/* GMEM_VCPU_KVM: a vCPU of the VM's KVM VM, borrowed; 0: one that is made here, with a number that is new. */
 	int kvm_vcpu;
 	uint32_t id;
 };
 
 /*
  * `opts` NULL: an accessor. -EINVAL, -ENOMEM, -EIO (after fork(2)). It keeps the VM's object, not the VM alive.
- * GMEM_VCPU_KVM also: -EOPNOTSUPP (a VM without GMEM_VM_KVM), -EBADF, and what KVM answers (-EEXIST: there is a vCPU of
- * this number).
+ * GMEM_VCPU_KVM also: -EOPNOTSUPP (a VM without GMEM_VM_KVM), -EBADF (kvm_vcpu), and what KVM answers (-EEXIST: there is
+ * a vCPU of this number, or was).
  */
 int gmem_vcpu_create(struct gmem_vm *vm, const struct gmem_vcpu_opts *opts, struct gmem_vcpu **ret);
 void gmem_vcpu_free(struct gmem_vcpu *vcpu); /* NULL is allowed */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* Ends of KVM_RUN that are no exit of a guest's memory: which are the caller's, and which are not. */
+#include <fcntl.h>
 #include <signal.h>
 
 #include "kvm_reach.h"
@@ -234,6 +235,85 @@ TEST_TIMEOUT(code_in_no_slot_after_a_private_page, 120)
 		to_private(s.file, 5 * PG, PG);
 		check_fetch_from_nowhere(&s);
 	}
+}
+
+/* ---- what a machine of the caller's is made of */
+
+static bool no_dev_kvm;
+
+int __real_gmem_kvm_open(void);
+int __wrap_gmem_kvm_open(void);
+
+int __wrap_gmem_kvm_open(void)
+{
+	return no_dev_kvm ? -EACCES : __real_gmem_kvm_open();
+}
+
+static int create_vm(int kvm_vm, struct gmem_vm **vm)
+{
+	struct gmem_vm_opts o = { .size = sizeof(o), .type = GMEM_VM_DEFAULT, .flags = GMEM_VM_KVM, .kvm_vm = kvm_vm };
+
+	return gmem_vm_create(&o, vm);
+}
+
+static int create_vcpu(struct gmem_vm *vm, int kvm_vcpu, struct gmem_vcpu **vcpu)
+{
+	struct gmem_vcpu_opts o = { .size = sizeof(o), .kind = GMEM_VCPU_KVM, .kvm_vcpu = kvm_vcpu };
+
+	return gmem_vcpu_create(vm, &o, vcpu);
+}
+
+TEST(descriptors_that_are_none_of_kvms)
+{
+	struct gmem_vm *vm = new_kvm_vm(GMEM_VM_DEFAULT), *other;
+	int kvm = gmem_kvm_open(), null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	int fd = gmem_kvm_vcpu_create(gmem_vm_kvm_fd(vm), 0);
+	struct gmem_vcpu *vcpu;
+
+	CHECK(kvm >= 0 && null >= 0 && fd >= 0);
+	CHECK_ERR(create_vm(null, &other), -EBADF);
+	CHECK_ERR(create_vm(kvm, &other), -EBADF);
+	CHECK_ERR(create_vm(fd, &other), -EBADF);
+	CHECK_ERR(create_vm(999, &other), -EBADF);
+	CHECK_ERR(create_vcpu(vm, null, &vcpu), -EBADF);
+	CHECK_ERR(create_vcpu(vm, kvm, &vcpu), -EBADF);
+	CHECK_ERR(create_vcpu(vm, gmem_vm_kvm_fd(vm), &vcpu), -EBADF);
+	CHECK_ERR(create_vcpu(vm, 999, &vcpu), -EBADF);
+	CHECK_OK(create_vcpu(vm, fd, &vcpu));
+	gmem_vcpu_free(vcpu);
+	CHECK_OK(create_vm(gmem_vm_kvm_fd(vm), &other));
+	gmem_vm_free(other);
+	gmem_vm_free(vm);
+	close(fd);
+	close(null);
+	close(kvm);
+}
+
+/* A program that has been given a machine and a vCPU, and has no way to /dev/kvm. */
+TEST(without_dev_kvm)
+{
+	int kvm, kvm_vm, kvm_vcpu, len;
+	struct gmem_vcpu *vcpu;
+	struct gmem_vm *vm;
+	char byte;
+
+	need_kvm();
+	kvm = gmem_kvm_open();
+	kvm_vm = gmem_kvm_vm_create(kvm, 0);
+	kvm_vcpu = gmem_kvm_vcpu_create(kvm_vm, 0);
+	len = gmem_kvm_run_len(kvm);
+	CHECK(kvm_vm >= 0 && kvm_vcpu >= 0 && len > 0);
+	no_dev_kvm = true;
+	CHECK_OK(create_vm(kvm_vm, &vm));
+	CHECK_OK(create_vcpu(vm, kvm_vcpu, &vcpu));
+	/* All of it, and no more. */
+	CHECK(gmem_sys_peek(&byte, (char *)gmem_vcpu_kvm_run(vcpu) + len - 1, 1) == 1);
+	CHECK(gmem_sys_peek(&byte, (char *)gmem_vcpu_kvm_run(vcpu) + len, 1) != 1);
+	gmem_vcpu_free(vcpu);
+	gmem_vm_free(vm);
+	close(kvm_vcpu);
+	close(kvm_vm);
+	close(kvm);
 }
 
 #include "tap_main.h"

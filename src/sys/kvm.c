@@ -23,6 +23,12 @@ int gmem_kvm_check(int fd, unsigned long cap)
 	return gmem_sys_ioctl_val(fd, KVM_CHECK_EXTENSION, cap);
 }
 
+bool gmem_kvm_is_vm(int fd)
+{
+	/* /dev/kvm answers both. */
+	return gmem_kvm_check(fd, KVM_CAP_USER_MEMORY) > 0 && gmem_kvm_api_version(fd) < 0;
+}
+
 int gmem_kvm_vm_create(int kvm, unsigned long type)
 {
 	int rc;
@@ -137,6 +143,8 @@ int gmem_kvm_signal_mask(int vcpu, const sigset_t *mask)
 	_Alignas(uint32_t) unsigned char arg[sizeof(uint32_t) + 8];
 	uint32_t len = 8;
 
+	if (!mask)
+		return gmem_sys_ioctl(vcpu, KVM_SET_SIGNAL_MASK, NULL);
 	memcpy(arg, &len, sizeof(len));
 	memcpy(arg + sizeof(len), mask, len);
 	return gmem_sys_ioctl(vcpu, KVM_SET_SIGNAL_MASK, arg);

@@ -8,10 +8,12 @@
 #define GMEM_SYS_KVM_H
 
 #include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 int gmem_kvm_open(void); /* /dev/kvm */
 int gmem_kvm_api_version(int kvm);
+bool gmem_kvm_is_vm(int fd); /* one of this process's */
 int gmem_kvm_check(int fd, unsigned long cap); /* fd: /dev/kvm, or a VM for what differs by VM; 0: absent */
 int gmem_kvm_vm_create(int kvm, unsigned long type);
 int gmem_kvm_vcpu_create(int vm, unsigned long id);
@@ -43,7 +45,7 @@ int gmem_kvm_pre_fault(int vcpu, uint64_t gpa, uint64_t len);
 
 /* Bytes of a vCPU's struct kvm_run, to be mapped from its descriptor. */
 int gmem_kvm_run_len(int kvm);
-/* The signals that are blocked while KVM_RUN runs; no others are then, whatever the thread's mask says. */
+/* The signals that are blocked while KVM_RUN runs; no others are then, whatever the thread's mask says. NULL: as it. */
 int gmem_kvm_signal_mask(int vcpu, const sigset_t *mask);
 /* One KVM_RUN. 0: kvm_run tells why it came back. */
 int gmem_kvm_run(int vcpu);

@@ -8,6 +8,7 @@
 
 #include "base/err.h"
 #include "file/gate.h"
+#include "sys/call.h"
 #include "sys/kvm.h"
 #include "vm/kvm_vcpu.h"
 
@@ -35,26 +36,38 @@ static enum gmem_map_result let_pass(struct gmem_vcpu *vcpu, const struct gmem_m
 	return GMEM_MAP_FAILED;
 }
 
+/*
+ * As many pages as KVM has behind the descriptor. Only /dev/kvm tells the number, which the caller may have no way to
+ * any more; a page that is not there cannot be read.
+ */
 static int map_run(struct kvm_vcpu *v)
 {
-	int kvm = gmem_kvm_open(), len = kvm < 0 ? kvm : gmem_kvm_run_len(kvm);
-	void *p;
+	const size_t most = 16 * GMEM_PAGE_SIZE;
+	char byte, *p = mmap(NULL, most, PROT_READ | PROT_WRITE, MAP_SHARED, v->fd, 0);
+	ssize_t n;
 
-	if (kvm >= 0)
-		close(kvm);
-	if (len < 0)
-		return gmem_err_sys(len, "gmem_vcpu_create: /dev/kvm");
-	p = mmap(NULL, (size_t)len, PROT_READ | PROT_WRITE, MAP_SHARED, v->fd, 0);
 	if (p == MAP_FAILED)
 		return gmem_err_sys(-errno, "gmem_vcpu_create: struct kvm_run");
-	v->run = p;
-	v->run_len = (size_t)len;
+	v->run = (struct kvm_run *)p;
+	v->run_len = most;
+	n = gmem_sys_peek(&byte, p, 1);
+	if (n != 1)
+		return gmem_err_sys(n < 0 ? (int)n : -EFAULT, "gmem_vcpu_create: struct kvm_run");
+	v->run_len = GMEM_PAGE_SIZE;
+	while (v->run_len < most && gmem_sys_peek(&byte, p + v->run_len, 1) == 1)
+		v->run_len += GMEM_PAGE_SIZE;
+	if (v->run_len < most)
+		munmap(p + v->run_len, most - v->run_len);
 	return 0;
 }
 
 static int open_vcpu(struct kvm_vcpu *v, const struct gmem_vm *vm, const struct gmem_vcpu_opts *opts)
 {
 	if (opts->kvm_vcpu) {
+		/* The mask is the library's to set, and only a vCPU has one. */
+		if (gmem_kvm_signal_mask(opts->kvm_vcpu, NULL))
+			return gmem_err(-EBADF, "gmem_vcpu_create: kvm_vcpu %d: no vCPU of KVM's of this process",
+					opts->kvm_vcpu);
 		v->fd = fcntl(opts->kvm_vcpu, F_DUPFD_CLOEXEC, 0);
 		if (v->fd < 0)
 			return gmem_err_sys(-errno, "gmem_vcpu_create: kvm_vcpu %d", opts->kvm_vcpu);

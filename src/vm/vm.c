@@ -43,6 +43,8 @@ static int open_kvm(struct gmem_vm *vm, int kvm_vm)
 	if (vm->alias_bit)
 		return gmem_err(-EOPNOTSUPP, "gmem_vm_create: VMs of this type have accessors only, and no KVM");
 	if (kvm_vm) {
+		if (!gmem_kvm_is_vm(kvm_vm))
+			return gmem_err(-EBADF, "gmem_vm_create: kvm_vm %d: no KVM machine of this process", kvm_vm);
 		vm->kvm = fcntl(kvm_vm, F_DUPFD_CLOEXEC, 0);
 		return vm->kvm < 0 ? gmem_err_sys(-errno, "gmem_vm_create: kvm_vm %d", kvm_vm) : 0;
 	}
