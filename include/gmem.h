@@ -643,8 +643,8 @@ struct gmem_vcpu_opts {
 
 /*
  * `opts` NULL: an accessor. -EINVAL, -ENOMEM, -EIO (after fork(2)). It keeps the VM's object, not the VM alive.
- * GMEM_VCPU_KVM also: -EOPNOTSUPP (a VM without GMEM_VM_KVM), -EBADF (kvm_vcpu), and what KVM answers (-EEXIST: there is
- * a vCPU of this number, or was).
+ * GMEM_VCPU_KVM also: -EOPNOTSUPP (a VM without GMEM_VM_KVM), -EBADF (kvm_vcpu), and what KVM answers (-EEXIST: there
+ * is a vCPU of this number, or was).
  */
 int gmem_vcpu_create(struct gmem_vm *vm, const struct gmem_vcpu_opts *opts, struct gmem_vcpu **ret);
 void gmem_vcpu_free(struct gmem_vcpu *vcpu); /* NULL is allowed */

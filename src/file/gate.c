@@ -303,6 +303,11 @@ static bool in_place(uint32_t word)
 	return (word & (GMEM_WORD_CONTENT | GMEM_WORD_POISONED | GMEM_WORD_LOCKED)) == GMEM_WORD_UPTODATE;
 }
 
+uint64_t gmem_gate_around(const struct gmem_gate *gate)
+{
+	return gmem_max_u64(gate->file->page_size, AROUND);
+}
+
 /*
  * Of pages of 4 KiB, that one, and those after it that are in place and on its side: what a guest met one of, it mostly
  * meets in order.

@@ -90,6 +90,9 @@ void gmem_gate_keep_place(struct gmem_gate *gate);
  */
 int gmem_gate_pass(struct gmem_gate *gate, uint64_t off, bool alone);
 
+/* So many bytes at most pass at once, from the file's page on. The gate is its file's. */
+uint64_t gmem_gate_around(const struct gmem_gate *gate);
+
 /* ---- alias.c: a gate that shows the caller's memory too */
 
 /*

@@ -57,6 +57,18 @@ bool gmem_mmu_has_slot(struct gmem_vcpu *vcpu, uint64_t gfn)
 	return found;
 }
 
+bool gmem_mmu_has_gate(struct gmem_vcpu *vcpu, uint64_t gfn)
+{
+	const struct gmem_slot *slot;
+	bool found;
+
+	gmem_mmu_begin_look(vcpu);
+	slot = gmem_slots_find(atomic_load(&vcpu->mmu->slots), gfn);
+	found = slot && slot->gate;
+	gmem_mmu_end_look(vcpu);
+	return found;
+}
+
 bool gmem_mmu_behind_gate(struct gmem_vcpu *vcpu, const void *hva, uint64_t *ret_gpa)
 {
 	const struct gmem_slots *slots;

@@ -118,6 +118,8 @@ void gmem_mmu_leave(struct gmem_vcpu *vcpu);
 
 /* A slot has the frame, with or without a file. */
 bool gmem_mmu_has_slot(struct gmem_vcpu *vcpu, uint64_t gfn);
+/* So it has, and one with a gate. */
+bool gmem_mmu_has_gate(struct gmem_vcpu *vcpu, uint64_t gfn);
 /* The guest-physical address of one in a slot's gate; false: it is in none. */
 bool gmem_mmu_behind_gate(struct gmem_vcpu *vcpu, const void *hva, uint64_t *ret_gpa);
 

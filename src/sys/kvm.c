@@ -179,6 +179,34 @@ int gmem_kvm_fetch_gpa(int vcpu, uint64_t at, uint64_t *ret_gpa)
 	return err ? err : gmem_kvm_translate(vcpu, sregs.cs.base + regs.rip + at, ret_gpa);
 }
 
+#define MOST_MSRS 8
+
+struct msrs {
+	struct kvm_msrs head;
+	struct kvm_msr_entry entry[MOST_MSRS];
+};
+
+int gmem_kvm_msrs_get(int vcpu, unsigned int n, const uint32_t *msr, uint64_t *ret_value)
+{
+	struct msrs m = { .head = { .nmsrs = n } };
+	int got;
+
+	for (unsigned int i = 0; i < n; i++)
+		m.entry[i].index = msr[i];
+	got = gmem_sys_ioctl(vcpu, KVM_GET_MSRS, &m);
+	for (int i = 0; i < got; i++)
+		ret_value[i] = m.entry[i].data;
+	return got;
+}
+
+int gmem_kvm_msr_set(int vcpu, uint32_t msr, uint64_t value)
+{
+	struct msrs m = { .head = { .nmsrs = 1 }, .entry = { { .index = msr, .data = value } } };
+	int set = gmem_sys_ioctl(vcpu, KVM_SET_MSRS, &m);
+
+	return set < 0 ? set : set ? 0 : -EINVAL;
+}
+
 void gmem_kvm_settle_regs(int vcpu)
 {
 	struct kvm_regs regs;
@@ -194,6 +222,16 @@ int gmem_kvm_translate(int vcpu, uint64_t linear, uint64_t *ret_gpa)
 }
 
 int gmem_kvm_fetch_gpa(int vcpu, uint64_t at, uint64_t *ret_gpa)
+{
+	return -EOPNOTSUPP;
+}
+
+int gmem_kvm_msrs_get(int vcpu, unsigned int n, const uint32_t *msr, uint64_t *ret_value)
+{
+	return -EOPNOTSUPP;
+}
+
+int gmem_kvm_msr_set(int vcpu, uint32_t msr, uint64_t value)
 {
 	return -EOPNOTSUPP;
 }

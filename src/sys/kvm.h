@@ -45,17 +45,20 @@ int gmem_kvm_pre_fault(int vcpu, uint64_t gpa, uint64_t len);
 
 /* Bytes of a vCPU's struct kvm_run, to be mapped from its descriptor. */
 int gmem_kvm_run_len(int kvm);
-/* The signals that are blocked while KVM_RUN runs; no others are then, whatever the thread's mask says. NULL: as it. */
+/* The signals that are blocked while KVM_RUN runs; no others are then, whatever the thread's mask says. NULL: that. */
 int gmem_kvm_signal_mask(int vcpu, const sigset_t *mask);
 /* One KVM_RUN. 0: kvm_run tells why it came back. */
 int gmem_kvm_run(int vcpu);
 /* The guest-physical address of a linear one. -EFAULT, -EOPNOTSUPP: as below. */
 int gmem_kvm_translate(int vcpu, uint64_t linear, uint64_t *ret_gpa);
 /*
- * The guest-physical address of the byte `at` of the next instruction. -EFAULT: the guest's tables have none; -EOPNOTSUPP: not on this
- * architecture.
+ * The guest-physical address of byte `at` of the next instruction. -EFAULT: the guest's tables have none; -EOPNOTSUPP:
+ * not on this architecture.
  */
 int gmem_kvm_fetch_gpa(int vcpu, uint64_t at, uint64_t *ret_gpa);
+/* At most 8 of a vCPU's model-specific registers. How many from the first on could be read; the next one it has not. */
+int gmem_kvm_msrs_get(int vcpu, unsigned int n, const uint32_t *msr, uint64_t *ret_value);
+int gmem_kvm_msr_set(int vcpu, uint32_t msr, uint64_t value); /* -EINVAL: refused */
 /*
  * To be called at an MMIO exit: KVM (seen on 6.18) that fails to finish the instruction afterwards otherwise keeps what
  * it has done of it, for the next KVM_GET_REGS to make real.

@@ -58,6 +58,17 @@ static int look(struct kvm_vcpu *v, uint64_t gpa, struct gmem_mmu_exit *exit)
 	return err;
 }
 
+int gmem_kvm_bring_in(struct kvm_vcpu *v, uint64_t gpa)
+{
+	struct gmem_mmu_exit unused;
+	int err = look(v, gpa, &unused);
+
+	/* It is told once. */
+	if (err == -EINTR)
+		atomic_store(&v->cpu.vcpu.cancel, true);
+	return err;
+}
+
 /* The guest needs the page. 0: it may try again. */
 static int resolve(struct kvm_vcpu *v, uint64_t gpa)
 {
@@ -124,7 +135,6 @@ static int finish_mmio(struct kvm_vcpu *v)
 {
 	struct kvm_run *run = v->run;
 	uint64_t gpa = run->mmio.phys_addr;
-	struct gmem_mmu_exit unused;
 	int err;
 
 	gmem_kvm_settle_regs(v->fd);
@@ -148,9 +158,7 @@ static int finish_mmio(struct kvm_vcpu *v)
 	}
 	if (!err) {
 		/* The next one need not come out. If this cannot be had, it does. */
-		if (look(v, gpa, &unused) == -EINTR)
-			/* Told once: the step after the next sees it. */
-			atomic_store(&v->cpu.vcpu.cancel, true);
+		(void)gmem_kvm_bring_in(v, gpa);
 		return 0;
 	}
 	(void)gmem_vcpu_exit(v->hand, &v->cpu.exit);
@@ -189,19 +197,19 @@ static int resolve_fetch(struct kvm_vcpu *v)
 
 /*
  * KVM could not emulate an instruction. If a page of its bytes was barred, that was why. So it may be if any was barred
- * meanwhile, or was let through by another vCPU since; or if the page was that KVM had just been given what it asked
- * for of, as by a locked access, whose second half goes another way. That is tried again, once: if it is the page, the
- * guest comes out at it, which says so.
+ * meanwhile, or was let through by another vCPU since; or if KVM had just been given bytes of the page, as for a locked
+ * access, whose second half goes another way. That is tried again, once: the guest comes out at the page if that is it.
  */
 static int handle_emulation_failure(struct kvm_vcpu *v, bool after_mmio)
 {
-	struct gmem_mmu_exit unused;
 	int err = resolve_fetch(v);
 
 	if (err || pages_changed(v))
 		return err;
-	if (after_mmio)
-		return look(v, v->mmio_gpa, &unused) == -EINTR ? gmem_err(-EINTR, "gmem_vcpu_run: cancelled") : 0;
+	if (after_mmio) {
+		(void)gmem_kvm_bring_in(v, v->mmio_gpa);
+		return 0;
+	}
 	v->cpu.exit.reason = (enum gmem_exit_reason)KVM_EXIT_INTERNAL_ERROR;
 	return 1;
 }
@@ -252,6 +260,7 @@ static int step(struct kvm_vcpu *v)
 		if (err)
 			return err;
 	}
+	gmem_kvm_renew_areas(v);
 	after_mmio = v->mmio_done;
 	v->mmio_done = false;
 	v->run->exit_reason = KVM_EXIT_UNKNOWN;
@@ -294,6 +303,7 @@ static int step(struct kvm_vcpu *v)
 
 int gmem_kvm_vcpu_run(struct gmem_cpu *cpu)
 {
+	struct kvm_vcpu *v = kvm_vcpu_of(cpu);
 	int r;
 
 	if (cpu->vm->pid != getpid())
@@ -302,9 +312,10 @@ int gmem_kvm_vcpu_run(struct gmem_cpu *cpu)
 	r = gmem_kvm_hypercall_end(kvm_vcpu_of(cpu));
 	if (r)
 		return r;
+	v->areas_due |= atomic_load(&cpu->vm->passed) != v->areas_seen_passed;
 	do
-		r = step(kvm_vcpu_of(cpu));
+		r = step(v);
 	while (!r);
-	gmem_kvm_put_back_signal(kvm_vcpu_of(cpu));
+	gmem_kvm_put_back_signal(v);
 	return r < 0 ? r : 0;
 }

@@ -12,6 +12,15 @@
 #include "sys/kvm.h"
 #include "vm/kvm_vcpu.h"
 
+/* Of all that may have passed with the page. */
+static void tell_areas(struct gmem_vm *vm, const struct gmem_mapping *m)
+{
+	uint64_t off = gmem_file_unit_off(m->gate->file, m->off);
+	uint64_t len = m->hva ? m->gate->off + m->gate->len - off : gmem_gate_around(m->gate);
+
+	gmem_kvm_tell_areas(vm, m->gfn - ((m->off - off) >> GMEM_PAGE_SHIFT), len >> GMEM_PAGE_SHIFT);
+}
+
 static enum gmem_map_result let_pass(struct gmem_vcpu *vcpu, const struct gmem_mapping *m)
 {
 	struct gmem_vm *vm = gmem_cpu_of(vcpu)->vm;
@@ -26,8 +35,10 @@ static enum gmem_map_result let_pass(struct gmem_vcpu *vcpu, const struct gmem_m
 			atomic_fetch_add(&vm->passed, 1);
 		atomic_fetch_sub(&vm->passing, 1);
 	}
-	if (!err)
+	if (!err) {
+		tell_areas(vm, m);
 		return GMEM_MAP_FIXED;
+	}
 	if (err == -EEXIST)
 		return GMEM_MAP_SPURIOUS;
 	if (err == -EAGAIN)
@@ -98,7 +109,9 @@ int gmem_kvm_vcpu_open(struct gmem_vm *vm, const struct gmem_vcpu_opts *opts, st
 		return gmem_err(-EOPNOTSUPP, "gmem_vcpu_create: this VM has no KVM (GMEM_VM_KVM)");
 	if (posix_memalign((void **)&v, _Alignof(struct kvm_vcpu), sizeof(*v)))
 		return gmem_err_sys(-ENOMEM, "gmem_vcpu_create");
-	*v = (struct kvm_vcpu){ .fd = -1 };
+	*v = (struct kvm_vcpu){ .fd = -1, .areas_due = true };
+	for (unsigned int i = 0; i < KVM_AREAS; i++)
+		atomic_store(&v->area_gfn[i], KVM_NO_AREA);
 	err = gmem_vcpu_create(vm, NULL, &v->hand);
 	if (!err)
 		err = open_vcpu(v, vm, opts);

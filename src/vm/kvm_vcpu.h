@@ -37,6 +37,9 @@ struct kvm_watched {
 	uint32_t seen, ticks; /* the watcher's: `runs`, and for how long it has been the same */
 };
 
+#define KVM_AREAS 3
+#define KVM_NO_AREA UINT64_MAX
+
 struct kvm_vcpu {
 	struct gmem_cpu cpu; /* first */
 	int fd;
@@ -49,6 +52,12 @@ struct kvm_vcpu {
 	uint64_t seen_passed, seen_holds; /* vm->passed, vm->holds.ended */
 	bool mmio_done; /* that has been made, and KVM has not been told yet */
 	uint64_t mmio_gpa; /* of the last one that was ours */
+	bool areas_due; /* see kvm_area.c: somebody may have set others */
+	_Atomic uint32_t areas_passed; /* a bit each: it may have passed the gate since */
+	_Atomic uint64_t area_gfn[KVM_AREAS]; /* or KVM_NO_AREA */
+	uint64_t area_value[KVM_AREAS]; /* what KVM is told of it */
+	struct gmem_mmu_seen areas_seen; /* when they were looked at last, as is the next */
+	uint64_t areas_seen_passed; /* vm->passed */
 	bool came_out; /* the guest did, at this page; the caller may have done something about it since */
 	uint64_t came_out_gpa;
 	siginfo_t foreign; /* a SIGBUS that is the thread's own, which blocks it; si_signo 0: none */
@@ -98,5 +107,17 @@ bool gmem_kvm_rewrites(struct kvm_vcpu *v);
 int gmem_kvm_hypercall(struct kvm_vcpu *v);
 /* Before it goes on: what was told so returns. KVM's errors, with text. */
 int gmem_kvm_hypercall_end(struct kvm_vcpu *v);
+
+/* ---- kvm_area.c */
+
+/* Before KVM_RUN. May wait: for who serves them; a cancellation ends that, and is there afterwards. */
+void gmem_kvm_renew_areas(struct kvm_vcpu *v);
+/* Those pages may have passed a gate. Any thread; the MMU's lock may be held, shared. */
+void gmem_kvm_tell_areas(struct gmem_vm *vm, uint64_t gfn, uint64_t npages);
+
+/* ---- kvm_exit.c */
+
+/* Lets guests have a page of a slot, if they may. -EINTR: cancelled, which is to be seen yet. */
+int gmem_kvm_bring_in(struct kvm_vcpu *v, uint64_t gpa);
 
 #endif

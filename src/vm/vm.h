@@ -52,6 +52,7 @@ struct gmem_vm {
 	_Atomic uint64_t passed; /* times that one has let barred pages pass */
 	_Atomic uint32_t passing; /* that are at it */
 	struct gmem_gate_holds holds; /* of its slots' gates */
+	_Atomic bool areas; /* one has such as kvm_area.c is about */
 	_Atomic uint64_t populated, sources; /* see gmem_vm_stats */
 	_Atomic bool cancel; /* the next page of a populate is not done */
 };
