@@ -685,8 +685,9 @@ int gmem_vcpu_copy(struct gmem_vcpu *vcpu, uint64_t to, uint64_t from, uint64_t 
 /*
  * Maps the pages of [gpa, gpa + len) as if the guest had touched them (KVM_PRE_FAULT_MEMORY). 0 if at least one is
  * mapped: `*ret_done`, if not NULL, says how many bytes, 0 on failure. What stood in the way behind those is told by
- * the call that begins there. Of memory at a slot's `hva` nothing is mapped, but a byte is read. -ENOENT: no slot;
- * -EINVAL (alignment, len 0, wrap); else as gmem_vcpu_load(), without an exit.
+ * the call that begins there. Of memory at a slot's `hva` nothing is mapped, but a byte is read. A vCPU of KVM's has
+ * them brought in and will not come out at them; KVM maps them when its guest is there. -ENOENT: no slot; -EINVAL
+ * (alignment, len 0, wrap); else as gmem_vcpu_load(), without an exit.
  */
 int gmem_vcpu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t len, uint64_t *ret_done);
 

@@ -4,6 +4,7 @@
 #include <signal.h>
 
 #include "kvm_reach.h"
+#include "slot_util.h"
 
 /* ---- signals that the thread blocks */
 
@@ -234,6 +235,60 @@ TEST_TIMEOUT(code_in_no_slot_after_a_private_page, 120)
 		CHECK_OK(go_on(&s));
 		to_private(s.file, 5 * PG, PG);
 		check_fetch_from_nowhere(&s);
+	}
+}
+
+/* ---- pages that need not be met */
+
+static uint64_t faults_of(struct gmem_vm *vm)
+{
+	struct gmem_vm_stats st = { .size = sizeof(st) };
+
+	CHECK_OK(gmem_vm_stats(vm, &st));
+	return st.faults;
+}
+
+/* The guest touches each of the pages, which have been brought in before; it comes out at none. */
+static void check_pre_faulted(struct scene *s, uint64_t gpa)
+{
+	uint64_t done, faults;
+
+	CHECK_OK(gmem_vcpu_pre_fault(s->vcpu, gpa, LEN, &done));
+	CHECK_EQ(done, LEN);
+	faults = faults_of(s->vm);
+	CHECK_EQ(run(s, GUEST_touch, gpa, LEN / PG, PG, 5), LEN / PG);
+	CHECK_EQ(faults_of(s->vm), faults);
+}
+
+TEST_TIMEOUT(pages_that_are_brought_in_before, 120)
+{
+	static const uint64_t bitmap[LEN / PG / 64];
+	struct scene s;
+
+	EACH_WAY(&s)
+	{
+		struct supplier sup = { .calls = 0 };
+		struct gmem_supply *supply = new_supply(s.file, 0, LEN, bring_in, &sup);
+		char *mem = plain_memory(LEN, PROT_READ | PROT_WRITE);
+		struct gmem_memslot m = {
+			.size = sizeof(m),
+			.slot = 1,
+			.flags = GMEM_SLOT_USERFAULT,
+			.gpa = GPA + 2 * LEN,
+			.len = LEN,
+			.hva = mem,
+			.userfault_bitmap = bitmap,
+		};
+
+		check_pre_faulted(&s, GPA);
+		CHECK_EQ(atomic_load(&sup.calls), LEN / PG);
+		CHECK_EQ(file_word(s.file, LEN - PG), 5 + LEN / PG - 1);
+		end_supply(s.file, supply);
+		CHECK_OK(gmem_vm_set_slot(s.vm, &m));
+		check_pre_faulted(&s, GPA + 2 * LEN);
+		CHECK_EQ(mem[PG], 6);
+		CHECK_OK(del_slot(s.vm, 1));
+		munmap(mem, LEN);
 	}
 }
 

@@ -27,17 +27,15 @@ static int fault_exit(struct kvm_vcpu *v, int err, uint64_t gpa, const struct gm
 	return gmem_err_prefix(err, "gmem_vcpu_run");
 }
 
-/* A page of the caller's memory. 0: the guest may have it; -EAGAIN: look again. */
-static int let_have(struct kvm_vcpu *v, uint64_t gfn, struct gmem_hva *hva)
+int gmem_kvm_vcpu_let_have(struct gmem_cpu *cpu, uint64_t gfn, struct gmem_hva *hva)
 {
 	int err = 0;
 
 	/* Without a gate KVM reaches it by itself. */
 	if (hva->slot->gate) {
-		/* May wait: for who serves it. */
 		err = gmem_accessor_touch(hva);
 		if (!err)
-			err = gmem_mmu_map_hva(&v->cpu.vcpu, gfn, hva);
+			err = gmem_mmu_map_hva(&cpu->vcpu, gfn, hva);
 	}
 	gmem_hva_put(hva);
 	return err;
@@ -53,7 +51,7 @@ static int look(struct kvm_vcpu *v, uint64_t gpa, struct gmem_mmu_exit *exit)
 	do {
 		err = gmem_mmu_fault(&v->cpu.vcpu, gfn, GMEM_ACCESS_READ, want_of(v->cpu.vm), exit, &hva);
 		if (err == GMEM_FAULT_HVA)
-			err = let_have(v, gfn, &hva);
+			err = gmem_kvm_vcpu_let_have(&v->cpu, gfn, &hva);
 	} while (err == -EAGAIN);
 	return err;
 }

@@ -90,9 +90,16 @@ static int pre_fault_page(struct gmem_vcpu *vcpu, uint64_t gfn, enum gmem_want w
 {
 	struct gmem_hva hva;
 	char byte;
-	int err = gmem_mmu_pre_fault(vcpu, gfn, want, &hva);
+	int err;
 
-	return err == GMEM_FAULT_HVA ? gmem_accessor_hva(&hva, 0, &byte, 1, false) : err;
+	do {
+		err = gmem_mmu_pre_fault(vcpu, gfn, want, &hva);
+		if (err == GMEM_FAULT_HVA)
+			err = gmem_cpu_of(vcpu)->kind == GMEM_VCPU_KVM && hva.slot->gate ?
+				      gmem_kvm_vcpu_let_have(gmem_cpu_of(vcpu), gfn, &hva) :
+				      gmem_accessor_hva(&hva, 0, &byte, 1, false);
+	} while (err == -EAGAIN);
+	return err;
 }
 
 int gmem_vcpu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t len, uint64_t *ret_done)

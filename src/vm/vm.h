@@ -122,6 +122,8 @@ void gmem_kvm_vcpu_close(struct gmem_cpu *cpu);
 int gmem_kvm_vcpu_run(struct gmem_cpu *cpu);
 /* As gmem_vcpu_answer(). */
 int gmem_kvm_vcpu_answer(struct gmem_cpu *cpu, uint64_t value);
+/* Lets it to a page of the caller's memory, and gives that back. -EAGAIN: look again. May wait: for who serves it. */
+int gmem_kvm_vcpu_let_have(struct gmem_cpu *cpu, uint64_t gfn, struct gmem_hva *hva);
 /* Makes it come out of the guest, if it is in there; and then look at what it was told before. Any thread. */
 void gmem_kvm_vcpu_kick(struct gmem_cpu *cpu);
 /* So too, and what it waits for is over. Its own flag is set already. */
