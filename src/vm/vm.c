@@ -35,13 +35,10 @@ static int set_type(struct gmem_vm *vm, enum gmem_vm_type type)
 	return gmem_err(-EINVAL, "gmem_vm_create: type %d: unknown", (int)type);
 }
 
-/* A VM of the host's default type plays the others: what they have to keep guests from is kept from them here. */
-static int open_kvm(struct gmem_vm *vm, int kvm_vm)
+static int open_vm(struct gmem_vm *vm, int kvm_vm)
 {
 	int kvm, err = 0;
 
-	if (vm->alias_bit)
-		return gmem_err(-EOPNOTSUPP, "gmem_vm_create: VMs of this type have accessors only, and no KVM");
 	if (kvm_vm) {
 		if (!gmem_kvm_is_vm(kvm_vm))
 			return gmem_err(-EBADF, "gmem_vm_create: kvm_vm %d: no KVM machine of this process", kvm_vm);
@@ -56,6 +53,24 @@ static int open_kvm(struct gmem_vm *vm, int kvm_vm)
 		err = gmem_err_sys(vm->kvm, "gmem_vm_create: KVM");
 	close(kvm);
 	return err;
+}
+
+/* A VM of the host's default type plays the others: what they have to keep guests from is kept from them here. */
+static int open_kvm(struct gmem_vm *vm, int kvm_vm)
+{
+	int err;
+
+	if (vm->alias_bit)
+		return gmem_err(-EOPNOTSUPP, "gmem_vm_create: VMs of this type have accessors only, and no KVM");
+	err = open_vm(vm, kvm_vm);
+	if (err)
+		return err;
+	/*
+	 * An instruction that it could not emulate because of a barred page begins again when the page may be had. By
+	 * itself KVM raises an exception in the guest, in user code without an exit. Linux 5.15; before, it stays so.
+	 */
+	(void)gmem_kvm_cap_enable(vm->kvm, KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1);
+	return 0;
 }
 
 int gmem_vm_create(const struct gmem_vm_opts *opts, struct gmem_vm **ret)
