@@ -128,8 +128,30 @@ TEST_TIMEOUT(two_at_once, 180)
 	two(&hc_ways[2]);
 }
 
+/*
+ * To go on behind a hypercall an SVM without NRIPS reads the instruction a second time, when its answer is in RAX: if the
+ * page is barred then, the guest makes another hypercall, of that number. No processor with nested paging is like that;
+ * QEMU's is.
+ */
+static bool reads_twice(void)
+{
+	FILE *f = fopen("/proc/cpuinfo", "r");
+	bool svm = false, nrips = false;
+	char word[64];
+
+	while (f && fscanf(f, "%63s", word) == 1) {
+		svm |= !strcmp(word, "svm");
+		nrips |= !strcmp(word, "nrip_save");
+	}
+	if (f)
+		fclose(f);
+	return svm && !nrips;
+}
+
 /* A guest's instructions are kept from it, too. */
 TEST_TIMEOUT(two_at_once_at_private_code, 180)
 {
+	if (reads_twice())
+		SKIP("kvm", "KVM reads a hypercall twice here (SVM without NRIPS)");
 	two(&hc_ways[0]);
 }
