@@ -597,11 +597,13 @@ int gmem_vm_set_slot(struct gmem_vm *vm, const struct gmem_memslot *memslot);
  * Which logs a slot keeps from now on; 0: none. A log that it keeps already stays as it is, another one begins empty.
  * Without a file GMEM_LOG_DIRTY is the slot's flag GMEM_SLOT_LOG_DIRTY. What guests do is logged, on KVM too; not what
  * the host does (views, populate, punch, conversions). Waits as gmem_vm_set_slot() does. -EINVAL: no such slot, an
- * unknown log. -ENOMEM. -EOPNOTSUPP: with GMEM_VM_KVM, a file of the kernel engine, or GMEM_LOG_ACCESSED of huge pages,
- * or of `hva` alone, unless set with USERFAULT. -EIO: as gmem_vm_set_slot(). On failure all is as it was.
+ * unknown log. -ENOMEM, -EMFILE. -EOPNOTSUPP: with GMEM_VM_KVM, a file of the kernel engine, GMEM_LOG_ACCESSED of
+ * huge pages, of `hva` alone, unless set with USERFAULT, or without /proc; GMEM_LOG_DIRTY with a dirty ring. -EIO: as
+ * gmem_vm_set_slot(). On failure all is as it was.
  *
  * A page that is mapped without being touched (gmem_vcpu_pre_fault(), gmem_mmu_map_private_pfn()) counts as touched.
- * KVM counts some that a guest has only read as written to.
+ * KVM counts some that a guest has only read as written to. A guest's touch on KVM may be missing of a page that the
+ * host's kernel has reclaimed, or joined into a large one, since.
  */
 int gmem_vm_set_log(struct gmem_vm *vm, uint32_t slot, uint32_t logs);
 

@@ -11,18 +11,32 @@
 #define A GMEM_LOG_ACCESSED
 #define HVA_GPA (GPA + 16 * LEN)
 
-static int bar_error, slot_error, log_error;
+static int pagemap_error, zap_error, slot_error, log_error, clear_error;
 
-int __real_gmem_gate_bar(struct gmem_gate *gate, uint64_t off, uint64_t len);
-int __wrap_gmem_gate_bar(struct gmem_gate *gate, uint64_t off, uint64_t len);
+int __real_gmem_sys_pagemap_open(void);
+int __wrap_gmem_sys_pagemap_open(void);
+int __real_gmem_sys_zap(void *addr, size_t len);
+int __wrap_gmem_sys_zap(void *addr, size_t len);
 int __real_gmem_kvm_plain_slot_set(int vm, uint32_t slot, uint32_t flags, uint64_t gpa, uint64_t len, void *hva);
 int __wrap_gmem_kvm_plain_slot_set(int vm, uint32_t slot, uint32_t flags, uint64_t gpa, uint64_t len, void *hva);
 int __real_gmem_kvm_dirty_log(int vm, uint32_t slot, uint64_t *bitmap);
 int __wrap_gmem_kvm_dirty_log(int vm, uint32_t slot, uint64_t *bitmap);
+int __real_gmem_kvm_clear_dirty_log(int vm, uint32_t slot, uint64_t npages, uint64_t *bitmap);
+int __wrap_gmem_kvm_clear_dirty_log(int vm, uint32_t slot, uint64_t npages, uint64_t *bitmap);
 
-int __wrap_gmem_gate_bar(struct gmem_gate *gate, uint64_t off, uint64_t len)
+int __wrap_gmem_sys_pagemap_open(void)
 {
-	return bar_error ? gmem_err(bar_error, "injected") : __real_gmem_gate_bar(gate, off, len);
+	return pagemap_error ? pagemap_error : __real_gmem_sys_pagemap_open();
+}
+
+int __wrap_gmem_sys_zap(void *addr, size_t len)
+{
+	return zap_error ? zap_error : __real_gmem_sys_zap(addr, len);
+}
+
+int __wrap_gmem_kvm_clear_dirty_log(int vm, uint32_t slot, uint64_t npages, uint64_t *bitmap)
+{
+	return clear_error ? clear_error : __real_gmem_kvm_clear_dirty_log(vm, slot, npages, bitmap);
 }
 
 int __wrap_gmem_kvm_plain_slot_set(int vm, uint32_t slot, uint32_t flags, uint64_t gpa, uint64_t len, void *hva)
@@ -179,13 +193,23 @@ TEST(kernel_engine)
 /* What cannot be had leaves all as it was. */
 TEST(refusals)
 {
+	struct gmem_vcpu *accessor;
 	struct scene s;
+	const uint64_t written = BIT(1) | BIT(2) | BIT(5) | BIT(10);
 	uint64_t bits;
 
 	scene_set_up(&s, &ways[0]);
-	bar_error = -ENOMEM;
-	CHECK_ERR(gmem_vm_set_log(s.vm, 0, D | A), -ENOMEM);
-	bar_error = 0;
+	accessor = new_vcpu(s.vm);
+	pagemap_error = -EMFILE;
+	CHECK_ERR(gmem_vm_set_log(s.vm, 0, D | A), -EMFILE);
+	pagemap_error = -ENOENT;
+	CHECK_ERR(gmem_vm_set_log(s.vm, 0, D | A), -EOPNOTSUPP);
+	pagemap_error = 0;
+	zap_error = -EINVAL;
+	CHECK_ERR(gmem_vm_set_log(s.vm, 0, D | A), -EINVAL);
+	zap_error = 0;
+	/* Nor does KVM keep one. */
+	CHECK_EQ(gmem_kvm_dirty_log(gmem_vm_kvm_fd(s.vm), 0, &bits), -ENOENT);
 	CHECK_ERR(gmem_vm_get_log(s.vm, 0, D, 0, 64, &bits, 0), -EINVAL);
 	CHECK_ERR(gmem_vm_get_log(s.vm, 0, A, 0, 64, &bits, 0), -EINVAL);
 	slot_error = -ENOMEM;
@@ -195,21 +219,86 @@ TEST(refusals)
 	CHECK_OK(gmem_vm_set_log(s.vm, 0, D | A));
 	run(&s, GUEST_store8, GPA + PG, 1);
 	run(&s, GUEST_store8, GPA + 2 * PG, 1);
-	bar_error = -EMFILE;
+	run(&s, GUEST_store8, GPA + 10 * PG, 1);
+	store64(accessor, GPA + 5 * PG, 1);
+	pagemap_error = -EMFILE;
 	CHECK_ERR(gmem_vm_get_log(s.vm, 0, A, 0, 64, &bits, GMEM_LOG_CLEAR), -EMFILE);
-	bar_error = 0;
+	/* What cannot be told when pages go counts as touched. */
+	to_private(s.file, 10 * PG, 2 * PG);
+	pagemap_error = 0;
+	zap_error = -EINVAL;
+	CHECK_ERR(gmem_vm_get_log(s.vm, 0, A, 0, 64, &bits, GMEM_LOG_CLEAR), -EINVAL);
+	zap_error = 0;
 	log_error = -ENOMEM;
 	CHECK_ERR(gmem_vm_get_log(s.vm, 0, D, 0, 64, &bits, GMEM_LOG_CLEAR), -ENOMEM);
 	log_error = 0;
-	CHECK_EQ(log_of(&s, 0, D, 0), BIT(1) | BIT(2));
-	CHECK_EQ(log_of(&s, 0, A, 0), BIT(1) | BIT(2));
+	clear_error = -EFAULT;
+	CHECK_ERR(gmem_vm_get_log(s.vm, 0, D, 0, 64, &bits, GMEM_LOG_CLEAR), -EFAULT);
+	/* Before Linux 5.0 there is nothing to clear. */
+	clear_error = -ENOTTY;
+	CHECK_EQ(log_of(&s, 0, D, 0), written);
+	clear_error = 0;
+	CHECK_EQ(log_of(&s, 0, D, 0), written);
+	CHECK_EQ(log_of(&s, 0, A, 0), written | BIT(11));
 	slot_error = -ENOMEM;
 	CHECK_ERR(gmem_vm_set_log(s.vm, 0, A), -ENOMEM);
 	slot_error = 0;
 	run(&s, GUEST_store8, GPA + 3 * PG, 1);
-	CHECK_EQ(log_of(&s, 0, D, GMEM_LOG_CLEAR), BIT(1) | BIT(2) | BIT(3));
-	CHECK_EQ(log_of(&s, 0, A, GMEM_LOG_CLEAR), BIT(1) | BIT(2) | BIT(3));
+	CHECK_EQ(log_of(&s, 0, D, GMEM_LOG_CLEAR), written | BIT(3));
+	CHECK_EQ(log_of(&s, 0, A, GMEM_LOG_CLEAR), written | BIT(11) | BIT(3));
+	gmem_vcpu_free(accessor);
 	scene_tear_down(&s);
+}
+
+/* Off and on, by the program: what KVM shows once is cleared all the same. */
+static void manual_protect(uint64_t how, uint64_t at_first)
+{
+	struct scene s;
+
+	EACH_WAY(&s)
+	{
+		if (gmem_kvm_cap_enable(gmem_vm_kvm_fd(s.vm), KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, how))
+			SKIP("kvm", "no KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2");
+		CHECK_OK(gmem_vm_set_log(s.vm, 0, D));
+		CHECK_EQ(log_of(&s, 0, D, GMEM_LOG_CLEAR), at_first);
+		for (uint64_t i = 1; i < 4; i++) {
+			run(&s, GUEST_store8, GPA + PG, i);
+			run(&s, GUEST_store8, GPA + 9 * i * PG, i);
+			CHECK_EQ(log_of(&s, 0, D, 0), BIT(1) | BIT(9 * i));
+			CHECK_EQ(log_of(&s, 0, D, GMEM_LOG_CLEAR), BIT(1) | BIT(9 * i));
+			CHECK_EQ(log_of(&s, 0, D, GMEM_LOG_CLEAR), 0);
+		}
+	}
+}
+
+TEST(writes_protected_by_hand)
+{
+	manual_protect(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, 0);
+}
+
+TEST(writes_that_count_at_first)
+{
+	manual_protect(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET, ~0ull);
+}
+
+/* Of a machine of the program's that has rings instead. */
+TEST(dirty_ring)
+{
+	struct scene s;
+
+	need_kvm();
+	s.vm = new_kvm_vm(GMEM_VM_DEFAULT);
+	if (gmem_kvm_cap_enable(gmem_vm_kvm_fd(s.vm), KVM_CAP_DIRTY_LOG_RING, 4096))
+		SKIP("kvm", "no KVM_CAP_DIRTY_LOG_RING");
+	s.file = make_file(LEN, 0);
+	CHECK_OK(set_slot(s.vm, 0, GPA, LEN, s.file, 0));
+	CHECK_ERR(gmem_vm_set_log(s.vm, 0, D), -EOPNOTSUPP);
+	CHECK_HAS(gmem_last_error(), "dirty ring");
+	CHECK_ERR(gmem_vm_set_log(s.vm, 0, D | A), -EOPNOTSUPP);
+	CHECK_OK(gmem_vm_set_log(s.vm, 0, A));
+	CHECK_EQ(log_of(&s, 0, A, 0), 0);
+	gmem_vm_free(s.vm);
+	gmem_file_free(s.file);
 }
 
 /* ---- a guest stores while its memory is copied, see vm_log_race.c */

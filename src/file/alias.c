@@ -116,12 +116,14 @@ static int map_file(struct gmem_gate *gate, uint64_t off, uint64_t end)
 	uint64_t len = end - off;
 	int err;
 
+	gmem_gate_leave(gate, off, end);
 	if (mmap(at, len, PROT_NONE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, gate->file->fd, (off_t)off) == MAP_FAILED)
 		return -errno;
 	note_aliased(gate, off, end, true);
 	if (madvise(at, len, MADV_DONTFORK))
 		return -errno;
 	gmem_file_advise(gate->file, at, len);
+	gmem_gate_make_exact(gate, off, end);
 	err = gmem_sys_uffd_register(gate->uffd, (uintptr_t)at, len, GMEM_SYS_UFFD_WP);
 	if (!err)
 		err = mark(gate, off, end);
@@ -184,6 +186,7 @@ static int map_caller(struct gmem_gate *gate, uint64_t off, uint64_t end)
 
 	if (p == MAP_FAILED)
 		return -errno;
+	gmem_gate_leave(gate, off, end);
 	if (madvise(p, len, MADV_DONTFORK) ||
 	    mremap(p, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, gmem_gate_at(gate, off)) == MAP_FAILED) {
 		err = -errno;
@@ -193,6 +196,7 @@ static int map_caller(struct gmem_gate *gate, uint64_t off, uint64_t end)
 		return err;
 	}
 	note_aliased(gate, off, end, true);
+	gmem_gate_make_exact(gate, off, end);
 	for (; off < end; off += GMEM_PAGE_SIZE)
 		gmem_gate_note_barred(gate, off, false);
 	return 0;

@@ -252,7 +252,7 @@ static int mark(struct gmem_gate *gate, uint64_t off, uint64_t end)
 			err = 0;
 		} else if (err == -EEXIST || err == -EFAULT) {
 			/* Touched, and with it most likely others: once. Or touched since: that page. */
-			err = gmem_sys_zap(gmem_gate_at(gate, off), zapped ? gate->file->page_size : end - off);
+			err = gmem_gate_drop(gate, off, zapped ? off + gate->file->page_size : end);
 			zapped = true;
 		}
 	}
@@ -338,7 +338,7 @@ static int pass(struct gmem_gate *gate, uint64_t off, bool alone)
 					     alone || is_huge(gate) ? page_size : passable(gate, off), &done);
 	/* What is not mapped at once, the guest's touch maps. */
 	if (err && !done && err != -EEXIST) {
-		err = gmem_sys_zap(gmem_gate_at(gate, off), page_size);
+		err = gmem_gate_drop(gate, off, off + page_size);
 		done = err ? 0 : page_size;
 	}
 	for (uint64_t to = off + done; off < to; off += page_size)

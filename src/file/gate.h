@@ -43,6 +43,8 @@ struct gmem_gate {
 	_Atomic bool registered; /* it may have markers; set with the invalidate lock, exclusive */
 	bool held; /* guarded by file->gates_m */
 	bool is_shut; /* guarded by the invalidate lock, or file->gates_m */
+	_Atomic uint64_t *_Atomic touched; /* see touched.c; NULL: nobody wants to know; never of huge pages */
+	bool small; /* no large pages are mapped; guarded by `m` */
 	bool keeps_place; /* its addresses are nobody else's, ever */
 	/* See alias.c. */
 	char *caller; /* the caller's memory, which is meant by pages that are shared; NULL: the file's is */
@@ -123,7 +125,31 @@ static inline bool gmem_gate_aliased(const struct gmem_gate *gate, uint64_t off)
 	return gate->caller && gate->aliased[page / 64] >> page % 64 & 1;
 }
 
-/* ---- what both have */
+/* ---- touched.c: which pages are touched */
+
+/*
+ * Touches are noted from then on, in `bits`: a bit a page, all clear; NULL: no more, and nobody sets one after the next
+ * invalidation. -ENOMEM, -EMFILE; -EOPNOTSUPP: nobody tells (no /proc/self/pagemap); then all is as before. As
+ * gmem_gate_bar().
+ */
+int gmem_gate_keep_touched(struct gmem_gate *gate, _Atomic uint64_t *bits);
+/* Pages of [off, off + len) that were touched since they were cleared have their bits. -EMFILE. */
+int gmem_gate_note_touched(struct gmem_gate *gate, uint64_t off, uint64_t len);
+/* The bits have been taken: a touch that comes after the return is noted anew. */
+int gmem_gate_clear_touched(struct gmem_gate *gate, uint64_t off, uint64_t len);
+/* As gmem_gate_note_touched(), before somebody else takes pages away. What cannot be told has been touched. */
+void gmem_gate_keep_in_mind(struct gmem_gate *gate, uint64_t off, uint64_t len);
+/*
+ * What is mapped in [off, end) goes, and with it markers, but no touch is forgotten. `m` held; a single page, which has
+ * just been met, without.
+ */
+int gmem_gate_drop(struct gmem_gate *gate, uint64_t off, uint64_t end);
+/* Something else is about to be mapped over [off, end), where nobody touches anything from then on. `m` held. */
+void gmem_gate_leave(struct gmem_gate *gate, uint64_t off, uint64_t end);
+/* What is mapped there now is touched page by page, if it matters, and like what is beside it. `m` held. */
+void gmem_gate_make_exact(struct gmem_gate *gate, uint64_t off, uint64_t end);
+
+/* ---- what all have */
 
 /* It can have markers from then on. -ENOMEM. As gmem_gate_bar(), or before anybody uses it. */
 int gmem_gate_make_markable(struct gmem_gate *gate);

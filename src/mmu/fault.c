@@ -327,7 +327,7 @@ int gmem_mmu_map_hva(struct gmem_vcpu *vcpu, uint64_t gfn, const struct gmem_hva
 	gmem_rwlock_lock_shared(&mmu->lock);
 	gmem_mmu_begin_look(vcpu);
 	m.off = gmem_slot_off(slot, gfn);
-	m.alone = atomic_load(&slot->userfault) || (gmem_slot_logs(slot) & GMEM_LOG_ACCESSED);
+	m.alone = atomic_load(&slot->userfault);
 	if (!atomic_load(&mmu->invalidating) && means_hva(slot, file, gfn)) {
 		gmem_slot_note(slot, gfn, false);
 		r = GMEM_MAP_FIXED;

@@ -4,7 +4,8 @@
  *
  * Enters: pages, from faults before they are mapped, and from accesses to the caller's memory after they were made.
  * Leaves: pages, once each where they are cleared; whoever clears them has them mapped no more then. So while a log is
- * kept, what is mapped is in it, and what is mapped writable is in the log of writes.
+ * kept, what is mapped is in it, and what is mapped writable is in the log of writes. What guests on KVM do is
+ * elsewhere, and added when somebody looks: see vm/log.c.
  *
  * Which logs a slot keeps is changed under slots_lock by publishing another one; the old one goes after a wait for
  * readers. Bits are set in a section, or while the caller's memory is in use, and cleared under slots_lock. To set one

@@ -132,6 +132,13 @@ int gmem_kvm_dirty_log(int vm, uint32_t slot, uint64_t *bitmap)
 	return gmem_sys_ioctl(vm, KVM_GET_DIRTY_LOG, &log);
 }
 
+int gmem_kvm_clear_dirty_log(int vm, uint32_t slot, uint64_t npages, uint64_t *bitmap)
+{
+	struct kvm_clear_dirty_log log = { .slot = slot, .num_pages = (uint32_t)npages, .dirty_bitmap = bitmap };
+
+	return gmem_sys_ioctl(vm, KVM_CLEAR_DIRTY_LOG, &log);
+}
+
 int gmem_kvm_run_len(int kvm)
 {
 	return gmem_sys_ioctl_val(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);

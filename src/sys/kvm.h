@@ -41,6 +41,9 @@ int gmem_kvm_plain_slot_set(int vm, uint32_t slot, uint32_t flags, uint64_t gpa,
 /* Pages written to since the last call, of a slot with KVM_MEM_LOG_DIRTY_PAGES: a bit each, in words of 64. */
 int gmem_kvm_dirty_log(int vm, uint32_t slot, uint64_t *bitmap);
 
+/* The first `npages` of the slot, all of it, are written to no more where `bitmap` says. -ENOTTY: before Linux 5.0. */
+int gmem_kvm_clear_dirty_log(int vm, uint32_t slot, uint64_t npages, uint64_t *bitmap);
+
 int gmem_kvm_pre_fault(int vcpu, uint64_t gpa, uint64_t len);
 
 /* Bytes of a vCPU's struct kvm_run, to be mapped from its descriptor. */

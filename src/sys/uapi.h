@@ -94,6 +94,26 @@ struct gmem_procmap_query {
 #define GMEM_PROCMAP_QUERY_COVERING_OR_NEXT_VMA 0x10
 #define GMEM_PROCMAP_QUERY_FILE_BACKED_VMA 0x20
 
+/* ---- /proc/PID/pagemap */
+
+struct gmem_page_region {
+	uint64_t start, end;
+	uint64_t categories;
+};
+
+struct gmem_pm_scan_arg {
+	uint64_t size;
+	uint64_t flags;
+	uint64_t start, end;
+	uint64_t walk_end; /* out */
+	uint64_t vec, vec_len; /* of struct gmem_page_region */
+	uint64_t max_pages;
+	uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+};
+#define GMEM_PAGEMAP_SCAN _IOWR('f', 16, struct gmem_pm_scan_arg)
+#define GMEM_PAGE_IS_PRESENT (1u << 3)
+#define GMEM_PAGE_IS_SWAPPED (1u << 4)
+
 /* ---- userfaultfd */
 
 #ifndef UFFD_USER_MODE_ONLY

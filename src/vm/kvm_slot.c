@@ -132,6 +132,9 @@ int gmem_kvm_slot_invalidate(struct gmem_slot *slot, uint64_t off, uint64_t len,
 	bool becomes_private = (sides & SIDES) == GMEM_SIDE_SHARED, other_side = (sides & SIDES) != SIDES;
 	int err;
 
+	/* The pages themselves may go. */
+	if (slot->gate && !other_side && !(sides & GMEM_SIDE_BAR))
+		gmem_gate_keep_in_mind(slot->gate, off, len);
 	if (!slot->gate || !((sides & GMEM_SIDE_BAR) || (becomes_private && type_bars_private(slot->vm)) ||
 			     (other_side && slot->gate->caller)))
 		return 0;
@@ -239,13 +242,14 @@ static int bar_at_first(struct gmem_slot *slot)
 	return err;
 }
 
-int gmem_kvm_slot_bar_pages(struct gmem_slot *slot, uint64_t page, uint64_t npages)
+int gmem_kvm_slot_keep_touched(struct gmem_slot *slot, _Atomic uint64_t *bits)
 {
-	struct gmem_gate *gate = slot->gate;
 	int err;
 
-	lock(slot, page, npages);
-	err = gmem_gate_bar(gate, slot->off + (page << GMEM_PAGE_SHIFT), npages << GMEM_PAGE_SHIFT);
+	if (!slot->gate)
+		return 0;
+	lock(slot, 0, slot->npages);
+	err = gmem_gate_keep_touched(slot->gate, bits);
 	unlock(slot);
 	return err;
 }
@@ -282,7 +286,20 @@ int gmem_kvm_slot_get_log(struct gmem_slot *slot, uint64_t *bitmap)
 {
 	int err = gmem_kvm_dirty_log(slot->vm->kvm, slot->id, bitmap);
 
-	return err ? gmem_err_sys(err, "slot %u: KVM_GET_DIRTY_LOG", slot->id) : 0;
+	if (err)
+		return gmem_err_sys(err, "slot %u: KVM_GET_DIRTY_LOG", slot->id);
+	/*
+	 * With KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, which the program may have turned on and nobody tells, that has taken
+	 * nothing. Without, what was written to in between is in `bitmap` already.
+	 */
+	err = gmem_kvm_clear_dirty_log(slot->vm->kvm, slot->id, slot->npages, bitmap);
+	return err && err != -ENOTTY ? gmem_err_sys(err, "slot %u: KVM_CLEAR_DIRTY_LOG", slot->id) : 0;
+}
+
+bool gmem_kvm_has_dirty_ring(const struct gmem_vm *vm)
+{
+	/* Asked of no slot at all: without a ring that is an error of the slot's. */
+	return gmem_kvm_dirty_log(vm->kvm, UINT32_MAX, NULL) == -ENXIO;
 }
 
 int gmem_kvm_slot_add(struct gmem_vm *vm, struct gmem_slot *slot)

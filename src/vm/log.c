@@ -2,9 +2,10 @@
 /*
  * Which pages of a slot guests wrote to, or touched.
  *
- * To clear a page: its bit is taken first, then its translations go, and with the log of touches it is barred in the
- * gate. An access in between is over when that returns; one that comes after it faults, and sets the bit again. What
- * guests on KVM write to a slot is in KVM's own log, which is added to ours before that is looked at.
+ * To clear a page: its bit is taken first, then its translations go, and with the log of touches what the gate maps. An
+ * access in between is over when that returns; one that comes after it faults, and sets the bit again. What guests on
+ * KVM write to a slot is in KVM's own log, what they touch in the page tables of the gate: both are added to ours
+ * before that is looked at.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -24,21 +25,30 @@
 
 /* ---- which are kept */
 
-static int zap(struct gmem_slot *slot, uint64_t page, uint64_t npages, uint32_t logs)
+static void zap(struct gmem_slot *slot, uint64_t page, uint64_t npages)
 {
-	if (slot->gate && (logs & GMEM_LOG_ACCESSED))
-		return gmem_kvm_slot_bar_pages(slot, page, npages);
 	/* The caller's memory is not mapped. */
-	if (!gmem_slot_has_file(slot))
-		return 0;
-	gmem_mmu_zap(&slot->vm->mmu, slot->gfn + page, npages, BOTH);
-	return 0;
+	if (gmem_slot_has_file(slot))
+		gmem_mmu_zap(&slot->vm->mmu, slot->gfn + page, npages, BOTH);
+}
+
+/* Guests on KVM. Neither, or both. */
+static int change_kvm(struct gmem_slot *slot, const struct gmem_log *log, uint32_t logs, uint32_t had)
+{
+	int err = (logs ^ had) & GMEM_LOG_DIRTY ? gmem_kvm_slot_log(slot, logs & GMEM_LOG_DIRTY) : 0;
+
+	if (err || !((logs ^ had) & GMEM_LOG_ACCESSED))
+		return err;
+	err = gmem_kvm_slot_keep_touched(slot, gmem_log_bits(log, GMEM_LOG_ACCESSED));
+	if (err && ((logs ^ had) & GMEM_LOG_DIRTY))
+		(void)gmem_kvm_slot_log(slot, had & GMEM_LOG_DIRTY);
+	return err;
 }
 
 int gmem_vm_change_logs(struct gmem_slot *slot, uint32_t logs)
 {
 	struct gmem_mmu *mmu = &slot->vm->mmu;
-	struct gmem_log *old = atomic_load(&slot->log), *new = NULL, *unused;
+	struct gmem_log *old = atomic_load(&slot->log), *new = NULL;
 	uint32_t had = old ? old->logs : 0;
 	int err;
 
@@ -50,27 +60,19 @@ int gmem_vm_change_logs(struct gmem_slot *slot, uint32_t logs)
 			return gmem_err_sys(-ENOMEM, "slot %u: a log of %llu pages", slot->id,
 					    (unsigned long long)slot->npages);
 	}
-	err = (logs ^ had) & GMEM_LOG_DIRTY ? gmem_kvm_slot_log(slot, logs & GMEM_LOG_DIRTY) : 0;
+	err = change_kvm(slot, new, logs, had);
 	if (err) {
 		gmem_log_free(new, old);
 		return err;
 	}
 	atomic_store(&slot->log, new);
-	unused = old;
 	/* What is mapped is in no new log yet; of what was kept, large leaves may be had again. */
-	err = zap(slot, 0, slot->npages, logs & ~had);
-	if (err) {
-		atomic_store(&slot->log, old);
-		unused = new;
-		gmem_mmu_zap(mmu, slot->gfn, slot->npages, BOTH);
-		if ((logs ^ had) & GMEM_LOG_DIRTY)
-			(void)gmem_kvm_slot_log(slot, had & GMEM_LOG_DIRTY);
-	}
+	zap(slot, 0, slot->npages);
 	/* A vCPU of KVM's, which maps in no section, has been waited for by the zap. */
 	gmem_mmu_wait_readers(mmu);
 	gmem_hva_drain(mmu, slot);
-	gmem_log_free(unused, unused == old ? new : old);
-	return err;
+	gmem_log_free(old, new);
+	return 0;
 }
 
 /* 0: the slot, with slots_lock held. */
@@ -98,13 +100,16 @@ static int check_kvm(const struct gmem_slot *slot, uint32_t logs)
 			-EOPNOTSUPP,
 			"gmem_vm_set_log: slot %u: of huge pages, what guests on KVM touch is not seen by 4 KiB",
 			slot->id);
-	if (slot->vm->kvm < 0 || !logs || slot->gate)
+	if (slot->vm->kvm < 0 || !logs)
 		return 0;
-	if (gmem_slot_has_file(slot))
+	if (!slot->gate && gmem_slot_has_file(slot))
 		return gmem_err(-EOPNOTSUPP, "gmem_vm_set_log: slot %u: KVM keeps no logs of a guest_memfd", slot->id);
-	if (logs & GMEM_LOG_ACCESSED)
+	if (!slot->gate && (logs & GMEM_LOG_ACCESSED))
 		return gmem_err(-EOPNOTSUPP,
 				"gmem_vm_set_log: slot %u: what guests on KVM touch of the caller's memory is not seen",
+				slot->id);
+	if ((logs & GMEM_LOG_DIRTY) && gmem_kvm_has_dirty_ring(slot->vm))
+		return gmem_err(-EOPNOTSUPP, "gmem_vm_set_log: slot %u: KVM's VM has a dirty ring, and no logs",
 				slot->id);
 	return 0;
 }
@@ -157,9 +162,15 @@ static uint64_t next(const struct pages *p, uint64_t at, bool set)
 	return p->n;
 }
 
-/* An access to one of them is over, or sets its bit again. */
-static int retire(struct gmem_slot *slot, uint32_t logs, const struct pages *p)
+static uint64_t gate_off(const struct gmem_slot *slot, uint64_t page)
 {
+	return slot->off + (page << GMEM_PAGE_SHIFT);
+}
+
+/* An access to one of them is over, or sets its bit again. In the gate no other goes: its touch would be forgotten. */
+static int retire(struct gmem_slot *slot, uint32_t log, const struct pages *p)
+{
+	bool in_gate = slot->gate && log == GMEM_LOG_ACCESSED;
 	uint64_t at = next(p, 0, true), to, last = 0;
 	uint32_t runs = 0;
 	int err = 0;
@@ -167,10 +178,14 @@ static int retire(struct gmem_slot *slot, uint32_t logs, const struct pages *p)
 	for (uint64_t i = at; i < p->n && runs <= MAX_RUNS; i = next(p, last, true), runs++)
 		last = next(p, i, false);
 	if (runs > MAX_RUNS)
-		return zap(slot, p->first + at, p->n - at, logs);
-	for (; at < p->n && !err; at = next(p, to, true)) {
+		zap(slot, p->first + at, p->n - at);
+	for (; at < p->n && !err && (runs <= MAX_RUNS || in_gate); at = next(p, to, true)) {
 		to = next(p, at, false);
-		err = zap(slot, p->first + at, to - at, logs);
+		if (runs <= MAX_RUNS)
+			zap(slot, p->first + at, to - at);
+		if (in_gate)
+			err = gmem_gate_clear_touched(slot->gate, gate_off(slot, p->first + at),
+						      (to - at) << GMEM_PAGE_SHIFT);
 	}
 	return err;
 }
@@ -195,7 +210,8 @@ static int fetch(struct gmem_slot *slot, _Atomic uint64_t *bits)
 	if (!kvm)
 		return gmem_err_sys(-ENOMEM, "slot %u: its log", slot->id);
 	err = gmem_kvm_slot_get_log(slot, kvm);
-	for (uint64_t i = 0; i < nwords && !err; i++)
+	/* Also when it failed in the middle. */
+	for (uint64_t i = 0; i < nwords; i++)
 		if (kvm[i])
 			atomic_fetch_or(&bits[i], kvm[i]);
 	free(kvm);
@@ -215,6 +231,8 @@ static int look(struct gmem_slot *slot, uint32_t log, struct pages *p, bool clea
 				(unsigned long long)p->first, (unsigned long long)p->n);
 	if (log == GMEM_LOG_DIRTY)
 		err = fetch(slot, bits);
+	else if (slot->gate)
+		err = gmem_gate_note_touched(slot->gate, gate_off(slot, p->first), p->n << GMEM_PAGE_SHIFT);
 	if (err)
 		return err;
 	for (uint64_t i = 0; i * 64 < p->n; i++)

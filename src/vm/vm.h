@@ -160,12 +160,14 @@ int gmem_kvm_slot_invalidate(struct gmem_slot *slot, uint64_t off, uint64_t len,
 int gmem_kvm_slot_set_userfault(struct gmem_slot *slot);
 /* Its file is closed: guests come out at all of it, and KVM itself reaches nothing. No lock of the file held. */
 void gmem_kvm_slot_lose_file(struct gmem_slot *slot);
-/* Translations of those pages of a slot with a gate go, and guests on KVM come out at them. -ENOMEM. */
-int gmem_kvm_slot_bar_pages(struct gmem_slot *slot, uint64_t page, uint64_t npages);
+/* What guests on KVM touch is noted there from then on; NULL: no more. As gmem_gate_keep_touched(); 0: no gate. */
+int gmem_kvm_slot_keep_touched(struct gmem_slot *slot, _Atomic uint64_t *bits);
 /* KVM keeps a log of writes from then on, or none. KVM's errors. */
 int gmem_kvm_slot_log(struct gmem_slot *slot, bool on);
 /* Takes that log: a bit a page. In KVM's slot. */
 int gmem_kvm_slot_get_log(struct gmem_slot *slot, uint64_t *bitmap);
+/* KVM keeps no logs of slots: what is written to goes to a ring of each vCPU. Of a VM with KVM. */
+bool gmem_kvm_has_dirty_ring(const struct gmem_vm *vm);
 
 /* ---- log.c */
 
