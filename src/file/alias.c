@@ -218,6 +218,9 @@ static int find_end(const struct gmem_gate *gate, uint64_t off, uint64_t end, ui
 		return gmem_err(-EFAULT, "hva %p: nothing is mapped there", (const void *)hva);
 	if (!m.shared)
 		return gmem_err(-EOPNOTSUPP, "hva %p: a private mapping", (const void *)hva);
+	/* An alias has the rights of the moment for good: without this one it would be no use, and nobody would know. */
+	if (!(m.prot & PROT_READ))
+		return gmem_err(-EFAULT, "hva %p: it cannot be read", (const void *)hva);
 	return 0;
 }
 
@@ -234,7 +237,7 @@ static int show(struct gmem_gate *gate, uint64_t off, uint64_t end)
 	return err ? gmem_err_sys(err, "hva %p: mapping it for a guest", (void *)caller_at(gate, off)) : 0;
 }
 
-/* Somebody's userfaults are raised in one mapping of the caller's: a second descriptor is refused. */
+/* Somebody's userfaults are raised in one mapping of the caller's, or may be: a second descriptor is refused. */
 static bool is_served(const struct gmem_gate *gate, uint64_t off, uint64_t end)
 {
 	uint64_t hva = (uintptr_t)caller_at(gate, off);
@@ -242,7 +245,7 @@ static bool is_served(const struct gmem_gate *gate, uint64_t off, uint64_t end)
 
 	if (!err)
 		(void)gmem_sys_uffd_unregister(gate->uffd, hva, end - off);
-	return err == -EBUSY;
+	return err == -EBUSY || err == -ENOMEM;
 }
 
 /* As far as one mapping goes. */

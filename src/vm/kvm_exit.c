@@ -50,8 +50,10 @@ static int look(struct kvm_vcpu *v, uint64_t gpa, struct gmem_mmu_exit *exit)
 
 	do {
 		err = gmem_mmu_fault(&v->cpu.vcpu, gfn, GMEM_ACCESS_READ, want_of(v->cpu.vm), exit, &hva);
-		if (err == GMEM_FAULT_HVA)
+		if (err == GMEM_FAULT_HVA) {
 			err = gmem_kvm_vcpu_let_have(&v->cpu, gfn, &hva);
+			exit->memory_fault = err == -EFAULT || err == -EHWPOISON;
+		}
 	} while (err == -EAGAIN);
 	return err;
 }

@@ -361,11 +361,6 @@ static int set_flags(struct gmem_vm *vm, struct gmem_slot *slot, const struct gm
 	uint32_t old;
 	int err;
 
-	if (bitmap && vm->kvm >= 0 && !slot->gate)
-		return gmem_err(-EOPNOTSUPP,
-				"gmem_vm_set_slot: slot %u: a bitmap, on KVM, of the program's memory: only from the "
-				"beginning",
-				s->slot);
 	err = gmem_vm_change_logs(slot, logs_of(s, gmem_slot_logs(slot)));
 	if (err)
 		return gmem_err_prefix(err, "gmem_vm_set_slot");
@@ -403,6 +398,11 @@ static int modify(struct gmem_vm *vm, struct gmem_slot *slot, const struct gmem_
 	} else if (s->file || ((flags ^ s->flags) & GMEM_SLOT_READONLY)) {
 		return invalid(s, "the slot is there: file and GMEM_SLOT_READONLY cannot be changed");
 	}
+	if (bitmap_of(s) && vm->kvm >= 0 && !slot->gate)
+		return gmem_err(-EOPNOTSUPP,
+				"gmem_vm_set_slot: slot %u: a bitmap, on KVM, of the program's memory: only from the "
+				"beginning",
+				s->slot);
 	if (moved)
 		return move(vm, slot, s);
 	return set_flags(vm, slot, s);
