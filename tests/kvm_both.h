@@ -55,7 +55,7 @@ static inline void set_hva_word(const struct both *b, uint64_t off, uint64_t val
 	__atomic_store_n((uint64_t *)(b->hva + off), value, __ATOMIC_RELEASE);
 }
 
-static inline uint64_t file_word(const struct both *b, uint64_t off)
+static inline uint64_t private_word(const struct both *b, uint64_t off)
 {
 	uint64_t v;
 

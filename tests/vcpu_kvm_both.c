@@ -19,7 +19,7 @@ TEST(shared_pages_are_the_programs)
 		for (uint64_t off = 0; off < b.s.len; off += PG)
 			CHECK_EQ(hva_word(&b, off), 100 + off / PG);
 		/* The file has none of it. */
-		CHECK_EQ(file_word(&b, 2 * PG), 0);
+		CHECK_EQ(private_word(&b, 2 * PG), 0);
 		CHECK_EQ(gmem_file_page_state(b.s.file, PG), GMEM_PAGE_ABSENT);
 	}
 }
@@ -53,7 +53,7 @@ TEST(each_side_keeps_its_bytes)
 			CHECK_EQ(run(&b.s, GUEST_sum, GPA, 8, PG), 36);
 		}
 		if (protected)
-			CHECK_EQ(file_word(&b, 3 * PG), 72);
+			CHECK_EQ(private_word(&b, 3 * PG), 72);
 	}
 }
 
@@ -78,7 +78,7 @@ TEST(private_before_the_slot_is_set)
 		} else {
 			run(&b.s, GUEST_store8, GPA + 5 * PG, 9);
 			CHECK_EQ(hva_word(&b, 5 * PG), 0);
-			CHECK_EQ(file_word(&b, 5 * PG), 9);
+			CHECK_EQ(private_word(&b, 5 * PG), 9);
 		}
 	}
 }

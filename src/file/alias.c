@@ -109,7 +109,7 @@ static int mark(struct gmem_gate *gate, uint64_t off, uint64_t end)
 	return err;
 }
 
-/* The file, with a marker a page. Until all is well the pages count as what they were, and nobody reaches them. */
+/* The file, with a marker a page. Until all is well nobody reaches the pages, and they count as showing something. */
 static int map_file(struct gmem_gate *gate, uint64_t off, uint64_t end)
 {
 	char *at = gmem_gate_at(gate, off);
@@ -120,15 +120,16 @@ static int map_file(struct gmem_gate *gate, uint64_t off, uint64_t end)
 	if (mmap(at, len, PROT_NONE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, gate->file->fd, (off_t)off) == MAP_FAILED)
 		return -errno;
 	note_aliased(gate, off, end, true);
-	if (madvise(at, len, MADV_DONTFORK))
-		return -errno;
 	gmem_file_advise(gate->file, at, len);
 	gmem_gate_make_exact(gate, off, end);
-	err = gmem_sys_uffd_register(gate->uffd, (uintptr_t)at, len, GMEM_SYS_UFFD_WP);
+	err = madvise(at, len, MADV_DONTFORK) ? -errno : 0;
+	if (!err)
+		err = gmem_sys_uffd_register(gate->uffd, (uintptr_t)at, len, GMEM_SYS_UFFD_WP);
 	if (!err)
 		err = mark(gate, off, end);
 	if (!err && mprotect(at, len, PROT_READ | PROT_WRITE))
 		err = -errno;
+	gate->lost |= err;
 	if (err)
 		return err;
 	note_aliased(gate, off, end, false);
@@ -145,15 +146,25 @@ static int start_over(struct gmem_gate *gate)
 	drop_ballast(gate);
 	err = map_file(gate, gate->off, gate->off + gate->len);
 	add_ballast(gate);
+	if (!err)
+		gate->lost = false;
 	return err;
+}
+
+/* Nobody would be told which page a guest is kept from, nor show it again: the machine's end. */
+static void check_lost(struct gmem_gate *gate)
+{
+	if (gate->lost && gate->in_use)
+		gate->holds->failed(gate->holds);
 }
 
 int gmem_gate_cover(struct gmem_gate *gate, uint64_t off, uint64_t end)
 {
 	int err = map_file(gate, off, end);
 
-	if (err == -ENOMEM)
+	if (err == -ENOMEM || gate->lost)
 		err = start_over(gate);
+	check_lost(gate);
 	return err ? gmem_err_sys(err, "barring 0x%llx to 0x%llx from a guest", (unsigned long long)off,
 				  (unsigned long long)end) :
 		     0;
@@ -192,7 +203,7 @@ static int map_caller(struct gmem_gate *gate, uint64_t off, uint64_t end)
 		err = -errno;
 		munmap(p, len);
 		/* It may have failed with nothing left in its place. */
-		(void)map_file(gate, off, end);
+		gate->lost |= map_file(gate, off, end);
 		return err;
 	}
 	note_aliased(gate, off, end, true);
@@ -229,11 +240,15 @@ static int show(struct gmem_gate *gate, uint64_t off, uint64_t end)
 {
 	int err = map_caller(gate, off, end);
 
-	if (err == -ENOMEM) {
+	if (err == -ENOMEM || gate->lost) {
 		err = start_over(gate);
 		if (!err)
 			err = map_caller(gate, off, off + GMEM_PAGE_SIZE);
 	}
+	check_lost(gate);
+	/* Of locked memory, beyond RLIMIT_MEMLOCK: not to be tried again and again. */
+	if (err == -EAGAIN)
+		err = -ENOMEM;
 	return err ? gmem_err_sys(err, "hva %p: mapping it for a guest", (void *)caller_at(gate, off)) : 0;
 }
 

@@ -50,6 +50,8 @@ struct gmem_gate {
 	char *caller; /* the caller's memory, which is meant by pages that are shared; NULL: the file's is */
 	uint64_t *aliased; /* a bit a page, which shows that */
 	bool served; /* somebody's userfaults are raised in it */
+	_Atomic bool in_use; /* guests have it */
+	bool lost; /* something of it could be neither barred nor shown: some of it is out of reach, or nothing */
 	char *ballast; /* mappings that can be done without, when there are no more; NULL: they have been */
 	pthread_mutex_t m; /* a leaf: guards `aliased`, and what is mapped */
 	struct gmem_gate *next, **link; /* in the file's list: there may be tens of thousands */

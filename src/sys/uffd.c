@@ -93,6 +93,13 @@ int gmem_sys_uffd_wake(int uffd, uint64_t hva, uint64_t len)
 	return ioctl(uffd, UFFDIO_WAKE, &range) ? -errno : 0;
 }
 
+int gmem_sys_uffd_copy(int uffd, uint64_t hva, uint64_t from, uint64_t len)
+{
+	struct uffdio_copy copy = { .dst = hva, .src = from, .len = len, .mode = UFFDIO_COPY_MODE_DONTWAKE };
+
+	return ioctl(uffd, UFFDIO_COPY, &copy) ? -errno : 0;
+}
+
 /* The kernel's three ways to say how far it got: progress, a negative errno in the field, or nothing written. */
 static int finish(int rc, int64_t field, uint64_t len, uint64_t *done)
 {

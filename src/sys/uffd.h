@@ -27,6 +27,11 @@ int gmem_sys_uffd_open(uint64_t features, bool *user_mode_only);
 int gmem_sys_uffd_register(int uffd, uint64_t hva, uint64_t len, unsigned int mode);
 int gmem_sys_uffd_unregister(int uffd, uint64_t hva, uint64_t len);
 int gmem_sys_uffd_wake(int uffd, uint64_t hva, uint64_t len);
+/*
+ * UFFDIO_COPY of one page, without waking anybody. -EEXIST: one is there; -EFAULT: `from` cannot be read; -ENOMEM,
+ * -EAGAIN: as gmem_sys_uffd_continue().
+ */
+int gmem_sys_uffd_copy(int uffd, uint64_t hva, uint64_t from, uint64_t len);
 
 /*
  * UFFDIO_CONTINUE: maps pages that are in the page cache and wakes their waiters. `*done` is set to the bytes mapped,

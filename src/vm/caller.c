@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/err.h"
@@ -105,6 +106,28 @@ static int write_chunk(const struct adoption *a, uint64_t off, uint64_t n)
 }
 
 /*
+ * Moves pages back. If there are no mappings for that, copies of them are put there, which needs none; and if there is
+ * no memory for those: they are nobody's else, so until there is. What cannot be read was lost before.
+ */
+static void put_back(const struct adoption *a, char *at, char *old, uint64_t n)
+{
+	const struct timespec pause = { .tv_nsec = 1000000 };
+
+	if (mremap(old, n, n, MREMAP_MAYMOVE | MREMAP_FIXED, at) != MAP_FAILED)
+		return;
+	/* A page that is there has no toucher waiting, and may have been written to: from now on it is this way. */
+	for (uint64_t done = 0; done < n;) {
+		int err = gmem_sys_uffd_copy(a->uffd, (uintptr_t)at + done, (uintptr_t)old + done, GMEM_PAGE_SIZE);
+
+		if (!err || err == -EEXIST || err == -EFAULT)
+			done += GMEM_PAGE_SIZE;
+		else
+			nanosleep(&pause, NULL);
+	}
+	munmap(old, n);
+}
+
+/*
  * The pages are moved away, and who touches them waits. If they cannot be copied they are moved back. `wake` comes in
  * either case.
  */
@@ -123,7 +146,7 @@ static int adopt_chunk(const struct adoption *a, uint64_t off, uint64_t n)
 	if (!err)
 		munmap(old, n);
 	else
-		(void)mremap(old, n, n, MREMAP_MAYMOVE | MREMAP_FIXED, at);
+		put_back(a, at, old, n);
 	(void)gmem_sys_uffd_wake(a->uffd, (uintptr_t)at, n);
 	return err;
 }

@@ -318,6 +318,8 @@ int gmem_kvm_slot_add(struct gmem_vm *vm, struct gmem_slot *slot)
 		err = set_plain(slot, flags_of(slot));
 	}
 	slot->in_kvm |= !err;
+	if (slot->gate)
+		slot->gate->in_use |= !err;
 	return err ? gmem_err_sys(err, "KVM") : 0;
 }
 
