@@ -193,15 +193,33 @@ static int adopt(char *hva, uint64_t len, int prot)
 	return err;
 }
 
-/* One page mapped twice, and away with it. */
+/* Another descriptor has it. */
+static bool is_registered(char *page)
+{
+	bool user_mode_only;
+	int fd = gmem_sys_uffd_open(0, &user_mode_only), err = 0;
+
+	if (fd < 0)
+		return false;
+	err = gmem_sys_uffd_register(fd, (uintptr_t)page, GMEM_PAGE_SIZE, GMEM_SYS_UFFD_MISSING);
+	close(fd);
+	return err == -EBUSY;
+}
+
+/*
+ * One page mapped twice, and away with it. A server of the memory that asks to be told of what is moved has the second
+ * mapping too, and is told of a move; and who moves waits until it listens.
+ */
 static int try_twice(char *hva)
 {
-	void *p = mremap(hva, 0, GMEM_PAGE_SIZE, MREMAP_MAYMOVE);
+	char *p = mremap(hva, 0, GMEM_PAGE_SIZE, MREMAP_MAYMOVE);
+	bool told;
 
 	if (p == MAP_FAILED)
 		return errno == EINVAL ? -EOPNOTSUPP : -errno;
+	told = is_registered(p);
 	munmap(p, GMEM_PAGE_SIZE);
-	return 0;
+	return told ? -EREMCHG : 0;
 }
 
 static int make_shared(void *opaque, const struct gmem_sys_mapping *m)
@@ -218,6 +236,10 @@ static int make_shared(void *opaque, const struct gmem_sys_mapping *m)
 		err = adopt(hva, m->end - m->hva, m->prot);
 	if (!err)
 		return 0;
+	if (err == -EREMCHG)
+		return gmem_err(-EOPNOTSUPP,
+				"hva 0x%llx: who serves it asks to be told of moves (UFFD_FEATURE_EVENT_REMAP)",
+				(unsigned long long)m->hva);
 	return gmem_err(err, "hva 0x%llx to 0x%llx: %s", (unsigned long long)m->hva, (unsigned long long)m->end,
 			err == -EBUSY	   ? "private memory that is registered with userfaultfd: map it shared" :
 			err == -EOPNOTSUPP ? "memory that cannot be mapped a second time: map it shared" :
