@@ -109,6 +109,47 @@ PROGRAM(host_memory_differs, BOTH_TYPES, EVERYONE,
 	  .kvm = { FAULT_OR_FAILS(HVA + P(1), SHOW) } },
 	{ READ, HVA + P(1), .want = 6 })
 
+/* ---- two memories */
+
+PROGRAM(two_memories, DEFAULT_TYPE, USER_ENGINE,
+	{ WRITE, TWO + P(1), .value = A },
+	{ LOAD, TWO + P(1), .n = 8, .want = A },
+	{ FILL, TWO, .n = 1024, .value = 3, .want = 1024 },
+	{ READ, TWO + P(1) + 8, .want = W(3, 513) },
+	{ READ, TWO_FILE, .want = 0 },
+	{ PRIVATE, TWO + P(1), .n = 2 },
+	{ LOAD, TWO + P(1), .n = 8, .want = W(3, 512), .exits = { FAULT(TWO + P(1), SHARED, 1) } },
+	{ STORE, TWO + P(2) - 4, .n = 8, .value = B, .exits = { FAULT(TWO + P(2), SHARED, 1) } },
+	{ READ, TWO + P(2), .want = B >> 32 },
+	{ READ, TWO_FILE + P(1), .want = 0 },
+	{ READ, TWO_FILE + P(2), .want = 0 },
+	{ MOVE16, P(1), .with = TWO + P(3) - 8 },
+	{ COPY, TWO + P(2), .with = P(1), .n = 16 },
+	{ DELETE, .n = 5 },
+	{ LOAD, TWO, .n = 8, .want = 6, .exits = { DEVICE_LOAD(TWO, 8, 6) } },
+	{ SET, .n = 5 },
+	{ LOAD, TWO, .n = 8, .want = 3 },
+	{ SUM, TWO, .n = 2, .want = 3 + W(3, 512) })
+
+/* Each side keeps its bytes. */
+PROGRAM(two_memories_in_reach, PROTECTED_TYPE, USER_ENGINE,
+	{ FILL, TWO, .n = 1536, .value = 3, .want = 1536 },
+	{ PRIVATE, TWO + P(1), .n = 1 },
+	{ LOAD, TWO + P(1), .n = 8, .want = 0 },
+	{ STORE, TWO + P(1), .n = 8, .value = A },
+	{ STORE, TWO + P(2) - 4, .n = 8, .value = B },
+	{ READ, TWO + P(1), .want = W(3, 512) },
+	{ READ, TWO + P(2), .want = (W(3, 1024) & ~0xffffffffull) | B >> 32 },
+	{ COPY, TWO + P(1) + 64, .with = TWO, .n = 16 },
+	{ LOAD, TWO + P(1) + 64, .n = 8, .want = 3 },
+	{ SHARED, TWO, .n = 4 },
+	{ LOAD, TWO + P(1) + 64, .n = 8, .want = W(3, 520) },
+	{ READ, TWO_FILE + P(1), .want = A },
+	{ READ, TWO_FILE + P(2) - 8, .want = B << 32 },
+	{ READ, TWO_FILE + P(2), .want = 0 },
+	{ PRIVATE, TWO, .n = 2 },
+	{ SUM, TWO, .n = 3, .want = A + ((W(3, 1024) & ~0xffffffffull) | B >> 32) })
+
 PROGRAM(read_only, BOTH_TYPES, EVERYONE,
 	{ WRITE, HVA_READONLY, .value = A },
 	{ LOAD, HVA_READONLY, .n = 8, .want = A },

@@ -15,7 +15,8 @@
  * have a name in the row, which is printed.
  *
  * Places are offsets from GPA, and of the file: it has PAGES pages, half of them in slot 0 and half in slot 1; then
- * nothing has them, but for the caller's memory from HVA on (slot 2), and from HVA_READONLY on (slot 3).
+ * nothing has them, but for the caller's memory from HVA on (slot 2), and from HVA_READONLY on (slot 3), and for two
+ * memories of HVA_PAGES from TWO on (slot 5): a file of the user engine, and the caller's where a page is shared.
  */
 #ifndef GMEM_TESTS_PROGRAMS_H
 #define GMEM_TESTS_PROGRAMS_H
@@ -28,6 +29,8 @@
 #define HVA P(32)
 #define HVA_READONLY P(40)
 #define HVA_PAGES 4ull
+#define TWO P(48)
+#define TWO_FILE P(56) /* for the host's eyes: what the file of TWO has where its pages are private */
 #define EXITS 8
 
 enum op {

@@ -17,6 +17,8 @@ static int put_slot(struct machine *m, uint32_t slot)
 		return set_hva_slot(m->vm, 2, 0, GPA + HVA, P(HVA_PAGES), m->hva);
 	case 4:
 		return set_hva_slot(m->vm, 4, 0, BOOT_GPA, GUEST_BOOT_LEN, m->boot);
+	case 5:
+		return set_both(m->vm, 5, GPA + TWO, P(HVA_PAGES), m->two, 0, m->two_hva);
 	default:
 		return set_hva_slot(m->vm, 3, GMEM_SLOT_READONLY, GPA + HVA_READONLY, P(HVA_PAGES),
 				    m->hva + P(HVA_PAGES));
@@ -62,8 +64,12 @@ void machine_set_up(struct machine *m, const struct way *way, enum gmem_vm_type 
 	*m = (struct machine){ .way = way, .vm = way->kvm ? new_kvm_machine(type) : new_vm(type) };
 	m->file = file_of_way(m);
 	m->hva = plain_memory(2 * P(HVA_PAGES), RW);
+	CHECK_OK(gmem_file_create(P(HVA_PAGES), NULL, &m->two));
+	m->two_hva = mmap(NULL, P(HVA_PAGES), RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	CHECK(m->two_hva != MAP_FAILED);
 	for (uint32_t slot = 0; slot < 4; slot++)
 		CHECK_OK(put_slot(m, slot));
+	CHECK_OK(put_slot(m, 5));
 	if (!way->kvm) {
 		m->vcpu = new_vcpu(m->vm);
 		return;
@@ -82,6 +88,8 @@ void machine_tear_down(struct machine *m)
 	gmem_vcpu_free(m->vcpu);
 	gmem_vm_free(m->vm);
 	gmem_file_free(m->file);
+	gmem_file_free(m->two);
+	munmap(m->two_hva, P(HVA_PAGES));
 	munmap(m->hva, 2 * P(HVA_PAGES));
 	if (m->boot)
 		munmap(m->boot, GUEST_BOOT_LEN);
@@ -91,13 +99,35 @@ void machine_tear_down(struct machine *m)
 
 static char *hva_at(struct machine *m, uint64_t at)
 {
+	if (at >= TWO)
+		return m->two_hva + (at - TWO);
 	return at >= HVA_READONLY ? m->hva + P(HVA_PAGES) + (at - HVA_READONLY) : m->hva + (at - HVA);
+}
+
+/* Where a word is in a file, if it is in one: then `at` is the offset there. */
+static struct gmem_file *file_at(struct machine *m, uint64_t *at)
+{
+	if (*at < P(PAGES))
+		return m->file;
+	if (*at < TWO_FILE)
+		return NULL;
+	*at -= TWO_FILE;
+	return m->two;
+}
+
+static int convert(struct machine *m, uint64_t at, uint64_t n, uint64_t attributes)
+{
+	if (at >= TWO)
+		return gmem_file_set_attributes(m->two, at - TWO, P(n), attributes, NULL);
+	return gmem_file_set_attributes(m->file, at, P(n), attributes, NULL);
 }
 
 static int host_word(struct machine *m, enum op op, uint64_t at, uint64_t *word)
 {
-	if (at < P(PAGES))
-		return op == READ ? gmem_file_read(m->file, at, word, 8) : gmem_file_write(m->file, at, word, 8);
+	struct gmem_file *file = file_at(m, &at);
+
+	if (file)
+		return op == READ ? gmem_file_read(file, at, word, 8) : gmem_file_write(file, at, word, 8);
 	memcpy(op == READ ? (void *)word : hva_at(m, at), op == READ ? hva_at(m, at) : (void *)word, 8);
 	return 0;
 }
@@ -111,9 +141,9 @@ int host_do(struct machine *m, enum op op, uint64_t at, uint64_t n, uint64_t *va
 	case READ:
 		return host_word(m, op, at, value);
 	case PRIVATE:
-		return gmem_file_set_attributes(m->file, at, P(n), GMEM_ATTRIBUTE_PRIVATE, NULL);
+		return convert(m, at, n, GMEM_ATTRIBUTE_PRIVATE);
 	case SHARED:
-		return gmem_file_set_attributes(m->file, at, P(n), 0, NULL);
+		return convert(m, at, n, 0);
 	case PUNCH:
 		return gmem_file_punch(m->file, at, P(n));
 	case POISON:

@@ -21,6 +21,8 @@ struct machine {
 	struct guest guest;
 	unsigned char *boot;
 	char *hva;
+	struct gmem_file *two;
+	char *two_hva; /* beside it */
 	bool met_already; /* the exit that guest_go() is to tell */
 	struct gmem_supply *supply;
 	struct supplier supplier;
