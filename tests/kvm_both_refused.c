@@ -15,6 +15,9 @@
 /* Calls since the count began, and which of them fail. */
 static int counted, fail_from, fail_to, fail_with;
 
+/* Nothing is moved, or mapped twice, any more: as where memory is locked, and no more may be. */
+static bool locked;
+
 static bool fails(void)
 {
 	counted++;
@@ -48,8 +51,19 @@ WRAP(int, gmem_pwrite_all, (int fd, const void *buf, size_t len, uint64_t off), 
 WRAP(int, gmem_sys_maps_open, (pid_t pid), (pid))
 WRAP_LIBC(int, -1, madvise, (void *addr, size_t len, int advice), (addr, len, advice))
 WRAP_LIBC(int, -1, mprotect, (void *addr, size_t len, int prot), (addr, len, prot))
-WRAP_LIBC(void *, MAP_FAILED, mremap, (void *old, size_t old_len, size_t len, int flags, void *to),
-	  (old, old_len, len, flags, to))
+
+void *__real_mremap(void *old, size_t old_len, size_t len, int flags, void *to);
+void *__wrap_mremap(void *old, size_t old_len, size_t len, int flags, void *to);
+
+void *__wrap_mremap(void *old, size_t old_len, size_t len, int flags, void *to)
+{
+	if (locked || fails()) {
+		errno = locked ? EAGAIN : -fail_with;
+		return MAP_FAILED;
+	}
+	return __real_mremap(old, old_len, len, flags, to);
+}
+
 WRAP_LIBC(void *, MAP_FAILED, mmap, (void *addr, size_t len, int prot, int flags, int fd, off_t off),
 	  (addr, len, prot, flags, fd, off))
 
@@ -211,11 +225,31 @@ TEST_TIMEOUT(shared_memory_for_long, 240)
 	refuse_each(MAP_SHARED, -ENOMEM, 1000);
 }
 
-/* As RLIMIT_MEMLOCK is told by. */
 TEST_TIMEOUT(shared_memory_again, 240)
 {
 	refuse_each(MAP_SHARED, -EAGAIN, 1);
 	refuse_each(MAP_SHARED, -EAGAIN, 1000);
+}
+
+/* It is not tried for ever. */
+TEST(locked_memory)
+{
+	static struct both b;
+
+	EACH_WAY_OF_BOTH(&b, MAP_SHARED)
+	{
+		set_hva_word(&b, PG, 5);
+		to_private(b.s.file, PG, PG);
+		to_shared(b.s.file, PG, PG);
+		locked = true;
+		begin(&b.s, GUEST_load8, GPA + PG);
+		/* KVM's emulation reads it at the program's own address. */
+		CHECK_EQ(gmem_vcpu_run(b.s.vcpu), ways[way_].mode == GUEST_USER ? -ENOMEM : 0);
+		locked = false;
+		if (ways[way_].mode == GUEST_USER)
+			CHECK_OK(go_on(&b.s));
+		CHECK_EQ(guest_result(&b.s.guest), 5);
+	}
 }
 
 TEST_TIMEOUT(private_memory, 240)
