@@ -18,7 +18,10 @@ static void set_up_without(struct both *b, const struct scene_opts *o)
 
 /* ---- another file's view */
 
-/* Its private pages are out of this guest's reach too; and, once its descriptor was asked for, it makes none private that a guest has. */
+/*
+ * Its private pages are out of this guest's reach too; and, once its descriptor was asked for, it makes none private
+ * that a guest has.
+ */
 TEST(view_of_another_file)
 {
 	for (size_t way = 0; way < sizeof(ways) / sizeof(ways[0]); way++) {

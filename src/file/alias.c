@@ -229,7 +229,7 @@ static int find_end(const struct gmem_gate *gate, uint64_t off, uint64_t end, ui
 		return gmem_err(-EFAULT, "hva %p: nothing is mapped there", (const void *)hva);
 	if (!m.shared)
 		return gmem_err(-EOPNOTSUPP, "hva %p: a private mapping", (const void *)hva);
-	/* An alias has the rights of the moment for good: without this one it would be no use, and nobody would know. */
+	/* An alias has the rights of the moment for good: without this one it would be no use, and nobody told. */
 	if (!(m.prot & PROT_READ))
 		return gmem_err(-EFAULT, "hva %p: it cannot be read", (const void *)hva);
 	return 0;

@@ -21,8 +21,8 @@ int gmem_caller_shows(const char *hva, uint64_t len, const struct gmem_file *fil
  * *adopted*: shared memory with the same bytes and rights takes its place, at once for every thread that touches it;
  * what forked children inherit, and what the kernel still has references to (a system call in flight, registered
  * buffers), is the old memory. -EBUSY: it is registered with userfaultfd(2). -EOPNOTSUPP: a private mapping of a file,
- * memory that cannot be read or is a device's, huge pages, a server that is told of moves, no userfaultfd. -EHWPOISON, -ENOMEM, -EMFILE: some of it may
- * be adopted, and no byte is lost.
+ * memory that cannot be read or is a device's, huge pages, a server that is told of moves, no userfaultfd. -EHWPOISON,
+ * -ENOMEM, -EMFILE: some of it may be adopted, and no byte is lost.
  */
 int gmem_caller_make_shared(char *hva, uint64_t len);
 
