@@ -129,9 +129,9 @@ TEST_TIMEOUT(two_at_once, 180)
 }
 
 /*
- * To go on behind a hypercall an SVM without NRIPS reads the instruction a second time, when its answer is in RAX: if the
- * page is barred then, the guest makes another hypercall, of that number. No processor with nested paging is like that;
- * QEMU's is.
+ * To go on behind a hypercall an SVM without NRIPS reads the instruction a second time, when its answer is in RAX: if
+ * the page is barred then, the guest makes another hypercall, of that number. No processor with nested paging is like
+ * that; QEMU's is.
  */
 static bool reads_twice(void)
 {
