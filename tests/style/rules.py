@@ -179,6 +179,12 @@ def every_manual_page_is_built():
             + [f'man/meson.build lists {p}, which has no .scd' for p in sorted(listed - there)])
 
 
+def a_backslash_of_a_manual_page_is_seen():
+    """scdoc takes one for its own, in examples too."""
+    return [f'{p}:{n}: {line.strip()}' for p in files() if p.startswith('man/') and p.endswith('.scd')
+            for n, line in enumerate(read(p).splitlines(), 1) if re.search(r'(?<!\\)(?:\\\\)*\\[a-z0]', line)]
+
+
 def every_source_file_is_built():
     """A file that nobody compiles rots."""
     bad = []
@@ -234,6 +240,7 @@ main([
     the_tree_speaks_of_itself_alone,
     the_public_header_compiles_alone,
     every_manual_page_is_built,
+    a_backslash_of_a_manual_page_is_seen,
     every_source_file_is_built,
     nothing_outside_mmu_reaches_its_internals,
     the_table_of_ideas_is_true,
