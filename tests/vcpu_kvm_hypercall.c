@@ -4,6 +4,8 @@
 
 #include "vcpu_kvm_hypercall.h"
 
+#ifdef __x86_64__
+
 static const enum guest_routine instructions[] = { GUEST_vmcall, GUEST_vmmcall };
 
 TEST_TIMEOUT(answered, 120)
@@ -364,5 +366,7 @@ TEST(forked_child)
 	CHECK_OK(go_on(&s));
 	scene_tear_down(&s);
 }
+
+#endif
 
 #include "tap_main.h"

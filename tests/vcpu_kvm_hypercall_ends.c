@@ -5,6 +5,8 @@
 
 #include "vcpu_kvm_hypercall.h"
 
+#ifdef __x86_64__
+
 static int next_after(struct scene *s, const struct kvm_vcpu_events *events)
 {
 	const struct kvm_vcpu_events none = { .flags = KVM_VCPUEVENT_VALID_SHADOW };
@@ -178,3 +180,5 @@ TEST(moved_elsewhere)
 	CHECK_EQ(run(&s, GUEST_load8, GPA), 8);
 	scene_tear_down(&s);
 }
+
+#endif

@@ -3,6 +3,8 @@
 #define TAP_NO_MAIN
 #include "vcpu_kvm_hypercall.h"
 
+#ifdef __x86_64__
+
 static void *hammer(void *arg)
 {
 	struct scene *s = arg;
@@ -155,3 +157,5 @@ TEST_TIMEOUT(two_at_once_at_private_code, 180)
 		SKIP("kvm", "KVM reads a hypercall twice here (SVM without NRIPS)");
 	two(&hc_ways[0]);
 }
+
+#endif
