@@ -3,6 +3,8 @@
  * Memory of the program's beside a file's that somebody else looks after: another file of the library's, a server that
  * hears of every change, a guest of another machine while it is being adopted.
  */
+#include <sys/resource.h>
+#include <sys/wait.h>
 
 #include "kvm_both.h"
 
@@ -294,6 +296,104 @@ TEST_TIMEOUT(adopted_under_guests_and_threads, 240)
 		scene_tear_down(&b.s);
 		munmap(b.hva, LEN);
 	}
+}
+
+/* ---- that somebody serves it is seen, whatever of it is to be shown when the slot is set */
+
+enum hidden { PRIVATE_AT_FIRST, BITMAP_AT_FIRST, BITMAP_WITHOUT_FILE, PROTECTED_AT_FIRST, HIDINGS };
+
+static void set_hidden(struct both *b, enum hidden how)
+{
+	static const uint64_t bitmap[LEN / PG / 64 + 1];
+	struct gmem_memslot m = { .size = sizeof(m), .gpa = GPA, .len = LEN, .hva = b->hva };
+
+	if (how != BITMAP_WITHOUT_FILE)
+		m.file = b->s.file;
+	if (how == BITMAP_AT_FIRST || how == BITMAP_WITHOUT_FILE)
+		m.flags = GMEM_SLOT_USERFAULT;
+	m.userfault_bitmap = bitmap;
+	if (how == PRIVATE_AT_FIRST)
+		to_private(b->s.file, 0, LEN);
+	if (how == PROTECTED_AT_FIRST)
+		CHECK_OK(mprotect(b->hva, LEN, PROT_NONE));
+	CHECK_OK(gmem_vm_set_slot(b->s.vm, &m));
+	if (how == PRIVATE_AT_FIRST)
+		to_shared(b->s.file, 0, LEN);
+	if (how == PROTECTED_AT_FIRST)
+		CHECK_OK(mprotect(b->hva, LEN, RW));
+	if (m.flags) {
+		m.flags = 0;
+		CHECK_OK(gmem_vm_set_slot(b->s.vm, &m));
+	}
+}
+
+TEST_TIMEOUT(served_and_not_shown_at_first, 120)
+{
+	for (size_t way = 0; way < HIDINGS * sizeof(ways) / sizeof(ways[0]); way++) {
+		static struct both b;
+		pthread_t t;
+
+		set_up_without(&b, &ways[way / HIDINGS]);
+		t = start_server(&b, 0);
+		set_hidden(&b, (enum hidden)(way % HIDINGS));
+		CHECK_EQ(run(&b.s, GUEST_load8, GPA + 2 * PG), 3);
+		CHECK_EQ(run(&b.s, GUEST_sum, GPA, LEN / PG, PG), LEN / PG * (LEN / PG + 1) / 2);
+		end_server(&b, t);
+	}
+}
+
+/* What cannot be found out for want of a descriptor is not taken for "nobody". */
+TEST(server_that_is_told_and_no_descriptors)
+{
+	struct rlimit old, few;
+	static struct both b;
+	pthread_t t;
+	int fd;
+
+	set_up_without(&b, &ways[0]);
+	t = start_server(&b, UFFD_FEATURE_EVENT_REMAP);
+	/* The file has its descriptor for guests from now on. */
+	CHECK_OK(set_slot(b.s.vm, 7, 2 * GPA, PG, b.s.file, 0));
+	CHECK_OK(del_slot(b.s.vm, 7));
+	CHECK_OK(getrlimit(RLIMIT_NOFILE, &old));
+	for (int left = 0; left < 4; left++) {
+		fd = dup(0);
+		CHECK_OK(fd);
+		close(fd);
+		few = old;
+		few.rlim_cur = (rlim_t)fd + (rlim_t)left;
+		CHECK_OK(setrlimit(RLIMIT_NOFILE, &few));
+		fd = set_memories(&b, b.hva, b.s.file);
+		CHECK_OK(setrlimit(RLIMIT_NOFILE, &old));
+		CHECK(fd == -EMFILE || fd == -EOPNOTSUPP);
+	}
+	CHECK_EQ(fd, -EOPNOTSUPP);
+	end_server(&b, t);
+}
+
+/* A part that cannot be had: the rest is not adopted for nothing. */
+TEST(refused_and_left_alone)
+{
+	static struct both b;
+	int fd = gmem_sys_memfd("gmem-test", 0);
+
+	set_up_without(&b, &ways[0]);
+	CHECK_OK(fd);
+	CHECK_OK(ftruncate(fd, LEN));
+	b.hva = map_memory(LEN, MAP_PRIVATE);
+	set_hva_word(&b, 0, 5);
+	CHECK(mmap(b.hva + LEN / 2, PG, RW, MAP_PRIVATE | MAP_FIXED, fd, 0) == b.hva + LEN / 2);
+	CHECK_ERR(set_memories(&b, b.hva, b.s.file), -EOPNOTSUPP);
+	/* Private memory is copied to a child that writes to it. */
+	if (!fork()) {
+		set_hva_word(&b, 0, 6);
+		_exit(0);
+	}
+	CHECK(wait(NULL) > 0);
+	CHECK_EQ(hva_word(&b, 0), 5);
+	close(fd);
+	munmap(b.hva, LEN);
+	scene_tear_down(&b.s);
 }
 
 #include "tap_main.h"

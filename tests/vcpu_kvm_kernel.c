@@ -148,6 +148,8 @@ TEST_TIMEOUT(file_is_freed, 60)
 	}
 }
 
+#ifdef __x86_64__
+
 static void set_clock(struct scene *s, uint64_t seconds)
 {
 	struct kvm_clock_data c = { .clock = seconds * 1000000000 };
@@ -187,6 +189,8 @@ TEST_TIMEOUT(kvmclock, 60)
 		check_untouched(host);
 	}
 }
+
+#endif
 
 /* KVM may go on using it: nobody gets the addresses, and nothing is there. */
 TEST(slot_that_kvm_keeps)

@@ -49,6 +49,56 @@ static void drop_ballast(struct gmem_gate *gate)
 	gate->ballast = NULL;
 }
 
+static char *caller_at(const struct gmem_gate *gate, uint64_t off)
+{
+	return gate->caller + (off - gate->off);
+}
+
+/* The caller's mapping at `hva` or, if there is none, the next one; at the end of all. Errors of looking. */
+static int find_mapping(const char *hva, struct gmem_sys_mapping *ret)
+{
+	int fd = gmem_sys_maps_open(0), err;
+	struct gmem_sys_maps maps;
+
+	if (fd < 0)
+		return gmem_err_sys(fd, "/proc/self/maps");
+	gmem_sys_maps_begin(&maps, fd, (uintptr_t)hva);
+	err = gmem_sys_maps_next(&maps, ret);
+	close(fd);
+	if (err == -ENOENT)
+		*ret = (struct gmem_sys_mapping){ .hva = UINT64_MAX };
+	return err && err != -ENOENT ? gmem_err_sys(err, "/proc/self/maps") : 0;
+}
+
+/* Somebody's userfaults are raised in one mapping of the caller's, or may be: a second descriptor is refused. */
+static bool is_served(const struct gmem_gate *gate, uint64_t off, uint64_t end)
+{
+	uint64_t hva = (uintptr_t)caller_at(gate, off);
+	int err = gmem_sys_uffd_register(gate->uffd, hva, end - off, GMEM_SYS_UFFD_WP);
+
+	if (!err)
+		(void)gmem_sys_uffd_unregister(gate->uffd, hva, end - off);
+	return err == -EBUSY || err == -ENOMEM;
+}
+
+/* In any of it, whatever is to be shown of it now: a page may be shared later. What cannot be looked at may be served. */
+static bool any_is_served(const struct gmem_gate *gate)
+{
+	uint64_t off = gate->off, end = off + gate->len, to;
+	bool served = false;
+
+	for (; off < end && !served; off = to) {
+		uint64_t hva = (uintptr_t)caller_at(gate, off);
+		struct gmem_sys_mapping m;
+
+		if (find_mapping(caller_at(gate, off), &m))
+			return true;
+		to = off + gmem_min_u64(end - off, (m.hva > hva ? m.hva : m.end) - hva);
+		served = m.hva <= hva && is_served(gate, off, to);
+	}
+	return served;
+}
+
 int gmem_gate_add_caller(struct gmem_gate *gate, char *hva)
 {
 	uint64_t nwords = ((gate->len >> GMEM_PAGE_SHIFT) + 63) / 64;
@@ -65,6 +115,8 @@ int gmem_gate_add_caller(struct gmem_gate *gate, char *hva)
 	err = gmem_gate_make_markable(gate);
 	if (err)
 		gmem_gate_drop_caller(gate);
+	else
+		gate->served = any_is_served(gate);
 	return err;
 }
 
@@ -86,11 +138,6 @@ static void note_aliased(struct gmem_gate *gate, uint64_t off, uint64_t end, boo
 		else
 			gate->aliased[page / 64] &= ~bit;
 	}
-}
-
-static char *caller_at(const struct gmem_gate *gate, uint64_t off)
-{
-	return gate->caller + (off - gate->off);
 }
 
 /* ---- barring */
@@ -172,22 +219,6 @@ int gmem_gate_cover(struct gmem_gate *gate, uint64_t off, uint64_t end)
 
 /* ---- showing */
 
-/* The caller's mapping at `hva` or, if there is none, the next one; at the end of all. Errors of looking. */
-static int find_mapping(const char *hva, struct gmem_sys_mapping *ret)
-{
-	int fd = gmem_sys_maps_open(0), err;
-	struct gmem_sys_maps maps;
-
-	if (fd < 0)
-		return gmem_err_sys(fd, "/proc/self/maps");
-	gmem_sys_maps_begin(&maps, fd, (uintptr_t)hva);
-	err = gmem_sys_maps_next(&maps, ret);
-	close(fd);
-	if (err == -ENOENT)
-		*ret = (struct gmem_sys_mapping){ .hva = UINT64_MAX };
-	return err && err != -ENOENT ? gmem_err_sys(err, "/proc/self/maps") : 0;
-}
-
 /* [off, end) shows the caller's memory, which is one mapping there. */
 static int map_caller(struct gmem_gate *gate, uint64_t off, uint64_t end)
 {
@@ -252,17 +283,6 @@ static int show(struct gmem_gate *gate, uint64_t off, uint64_t end)
 	return err ? gmem_err_sys(err, "hva %p: mapping it for a guest", (void *)caller_at(gate, off)) : 0;
 }
 
-/* Somebody's userfaults are raised in one mapping of the caller's, or may be: a second descriptor is refused. */
-static bool is_served(const struct gmem_gate *gate, uint64_t off, uint64_t end)
-{
-	uint64_t hva = (uintptr_t)caller_at(gate, off);
-	int err = gmem_sys_uffd_register(gate->uffd, hva, end - off, GMEM_SYS_UFFD_WP);
-
-	if (!err)
-		(void)gmem_sys_uffd_unregister(gate->uffd, hva, end - off);
-	return err == -EBUSY || err == -ENOMEM;
-}
-
 /* As far as one mapping goes. */
 static bool show_piece(struct gmem_gate *gate, uint64_t off, uint64_t end, uint64_t *ret_end)
 {
@@ -270,6 +290,7 @@ static bool show_piece(struct gmem_gate *gate, uint64_t off, uint64_t end, uint6
 
 	pthread_mutex_lock(&gate->m);
 	shown = !find_end(gate, off, end, ret_end);
+	/* By somebody who has come since. */
 	gate->served |= shown && is_served(gate, off, *ret_end);
 	shown = shown && !gate->served && !show(gate, off, *ret_end);
 	pthread_mutex_unlock(&gate->m);

@@ -193,14 +193,14 @@ static int adopt(char *hva, uint64_t len, int prot)
 	return err;
 }
 
-/* Another descriptor has it. */
-static bool is_registered(char *page)
+/* 1: another descriptor has it; 0: none has, or there is no userfaultfd at all. */
+static int is_registered(char *page)
 {
 	bool user_mode_only;
-	int fd = gmem_sys_uffd_open(0, &user_mode_only), err = 0;
+	int fd = gmem_sys_uffd_open(0, &user_mode_only), err;
 
 	if (fd < 0)
-		return false;
+		return fd == -EMFILE || fd == -ENFILE || fd == -ENOMEM ? fd : 0;
 	err = gmem_sys_uffd_register(fd, (uintptr_t)page, GMEM_PAGE_SIZE, GMEM_SYS_UFFD_MISSING);
 	close(fd);
 	return err == -EBUSY;
@@ -213,27 +213,17 @@ static bool is_registered(char *page)
 static int try_twice(char *hva)
 {
 	char *p = mremap(hva, 0, GMEM_PAGE_SIZE, MREMAP_MAYMOVE);
-	bool told;
+	int told;
 
 	if (p == MAP_FAILED)
 		return errno == EINVAL ? -EOPNOTSUPP : -errno;
 	told = is_registered(p);
 	munmap(p, GMEM_PAGE_SIZE);
-	return told ? -EREMCHG : 0;
+	return told > 0 ? -EREMCHG : told;
 }
 
-static int make_shared(void *opaque, const struct gmem_sys_mapping *m)
+static int explain(const struct gmem_sys_mapping *m, int err)
 {
-	char *hva = (char *)(uintptr_t)m->hva;
-	int err;
-
-	(void)opaque;
-	if (m->shared)
-		err = try_twice(hva);
-	else if (m->ino || !(m->prot & PROT_READ))
-		err = -EOPNOTSUPP;
-	else
-		err = adopt(hva, m->end - m->hva, m->prot);
 	if (!err)
 		return 0;
 	if (err == -EREMCHG)
@@ -247,7 +237,30 @@ static int make_shared(void *opaque, const struct gmem_sys_mapping *m)
 					     strerror(-err));
 }
 
+static int check(void *opaque, const struct gmem_sys_mapping *m)
+{
+	char *hva = (char *)(uintptr_t)m->hva;
+	int err;
+
+	(void)opaque;
+	if (m->shared)
+		return explain(m, try_twice(hva));
+	if (m->ino || !(m->prot & PROT_READ))
+		return explain(m, -EOPNOTSUPP);
+	err = is_registered(hva);
+	return explain(m, err > 0 ? -EBUSY : err);
+}
+
+static int make_shared(void *opaque, const struct gmem_sys_mapping *m)
+{
+	(void)opaque;
+	return m->shared ? 0 : explain(m, adopt((char *)(uintptr_t)m->hva, m->end - m->hva, m->prot));
+}
+
 int gmem_caller_make_shared(char *hva, uint64_t len)
 {
-	return each_mapping(hva, len, make_shared, NULL);
+	/* All that can be known before it is: what is adopted stays so. */
+	int err = each_mapping(hva, len, check, NULL);
+
+	return err ? err : each_mapping(hva, len, make_shared, NULL);
 }

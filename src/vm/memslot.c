@@ -358,10 +358,9 @@ static int move(struct gmem_vm *vm, struct gmem_slot *old, const struct gmem_mem
 static int set_flags(struct gmem_vm *vm, struct gmem_slot *slot, const struct gmem_memslot *s)
 {
 	const uint64_t *bitmap = bitmap_of(s), *had;
-	uint32_t old;
-	int err;
+	uint32_t logs = gmem_slot_logs(slot), old;
+	int err = gmem_vm_change_logs(slot, logs_of(s, logs));
 
-	err = gmem_vm_change_logs(slot, logs_of(s, gmem_slot_logs(slot)));
 	if (err)
 		return gmem_err_prefix(err, "gmem_vm_set_slot");
 	/* Bitmaps are no flag of KVM's. */
@@ -376,6 +375,7 @@ static int set_flags(struct gmem_vm *vm, struct gmem_slot *slot, const struct gm
 	if (err) {
 		atomic_store(&slot->flags, old);
 		atomic_store(&slot->userfault, had);
+		(void)gmem_vm_change_logs(slot, logs);
 	}
 	gmem_mmu_wait_readers(&vm->mmu);
 	if (bitmap)
