@@ -291,7 +291,8 @@ int gmem_file_fallocate(struct gmem_file *file, int mode, int64_t off, int64_t l
  * -EHWPOISON for them, to a guest too (gmem_vcpu_exit()), and no conversion changes that; touching one through a view
  * is SIGBUS, in every process that has the file open; no pager fills it. No byte from before is ever read again. A
  * huge page fails as a whole. gmem_file_punch() heals. What the library cannot reach shows zeroes: mappings that are no
- * views, views in forked children, and KVM's guests. It may wait for other processes, as gmem_file_set_attributes().
+ * views, views in forked children, and, of the kernel engine, KVM's guests. It may wait for other processes, as
+ * gmem_file_set_attributes().
  *
  * -EINVAL (alignment, len 0), -ERANGE (past the end), -EIO (after fork(2)), -EPERM (an object that gmem_file_open()
  * made). Others say that the pages are poisoned, but that a view could not be marked, and may show zeroes there; the
@@ -585,8 +586,9 @@ struct gmem_memslot {
  *
  * With GMEM_VM_KVM guests reach `hva` beside a file, or in a slot set with USERFAULT, in a mapping of the library's.
  * Private anonymous memory is then replaced by shared memory with the same bytes; memory that is lazily served has to
- * be registered before (and be shared: -EBUSY). -EOPNOTSUPP: it cannot be mapped twice; it is beside a guest_memfd, or
- * huge pages; USERFAULT of a guest_memfd, of huge pages, or given later to a slot without a file. -EHWPOISON, -EMFILE.
+ * be registered before (and be shared: -EBUSY). -EOPNOTSUPP: it cannot be mapped twice; it is the file's at another
+ * offset, or beside a guest_memfd or huge pages; no userfaultfd with page markers; USERFAULT of a guest_memfd, of huge
+ * pages, or given later to a slot without a file. -EHWPOISON, -EMFILE.
  */
 int gmem_vm_set_slot(struct gmem_vm *vm, const struct gmem_memslot *memslot);
 
@@ -661,7 +663,8 @@ void gmem_vcpu_free(struct gmem_vcpu *vcpu); /* NULL is allowed */
  * -EFAULT and -EHWPOISON are exits, see gmem_vcpu_exit(): what is before the page that it names has been done. An exit
  * that is GMEM_EXIT_MMIO may be completed with gmem_vcpu_answer().
  * -EPERM: a write to a page whose writes are watched. -EINTR: gmem_vcpu_cancel(). -EIO: the VM is dead, or the page
- * was never brought in and its pager is gone. -EINVAL (an address the guest cannot have), -ENOMEM, -ENOSPC.
+ * was never brought in and its pager is gone. -EINVAL (an address the guest cannot have; a vCPU of KVM's, as of all
+ * calls of accessors), -ENOMEM, -ENOSPC.
  */
 int gmem_vcpu_load(struct gmem_vcpu *vcpu, uint64_t gpa, void *buf, size_t len);
 int gmem_vcpu_store(struct gmem_vcpu *vcpu, uint64_t gpa, const void *buf, size_t len);
@@ -686,10 +689,10 @@ int gmem_vcpu_copy(struct gmem_vcpu *vcpu, uint64_t to, uint64_t from, uint64_t 
 
 /*
  * Maps the pages of [gpa, gpa + len) as if the guest had touched them (KVM_PRE_FAULT_MEMORY). 0 if at least one is
- * mapped: `*ret_done`, if not NULL, says how many bytes, 0 on failure. What stood in the way behind those is told by
- * the call that begins there. Of memory at a slot's `hva` nothing is mapped, but a byte is read. A vCPU of KVM's has
- * them brought in and will not come out at them; KVM maps them when its guest is there. -ENOENT: no slot; -EINVAL
- * (alignment, len 0, wrap); else as gmem_vcpu_load(), without an exit.
+ * mapped: `*ret_done`, if not NULL, says how many bytes, 0 on failure but for -EINVAL. What stood in the way behind
+ * those is told by the call that begins there. Of memory at a slot's `hva` nothing is mapped, but a byte is read. A
+ * vCPU of KVM's has them brought in and will not come out at them; KVM maps them when its guest is there. -ENOENT: no
+ * slot; -EINVAL (alignment, len 0, wrap); else as gmem_vcpu_load(), without an exit.
  */
 int gmem_vcpu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t len, uint64_t *ret_done);
 
@@ -704,8 +707,10 @@ int gmem_vcpu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t len, uint
  * SIGBUS that comes meanwhile is sent to the thread again.
  *
  * -EINTR: gmem_vcpu_cancel(), or a signal that the thread does not block, or kvm_run->immediate_exit. -EIO: the VM is
- * dead, a copy that came with fork(2), or the page's server is gone. -EINVAL: an accessor. Else what KVM_RUN answers
- * (-EFAULT without an exit: memory of the caller's own that is not there).
+ * dead, a copy that came with fork(2), or the page's server is gone. -EINVAL: an accessor. -ENOMEM, -ENOSPC, -EMFILE,
+ * -ENFILE: no memory or descriptor to let the page through, call again; -EOPNOTSUPP: what is at a slot's `hva` by now
+ * cannot be mapped twice. Else what KVM_RUN answers (-EFAULT without an exit: memory of the caller's own that is not
+ * there).
  */
 int gmem_vcpu_run(struct gmem_vcpu *vcpu);
 
@@ -763,7 +768,7 @@ struct gmem_exit {
 	uint64_t nr, args[6]; /* GMEM_EXIT_HYPERCALL */
 };
 
-/* Why the last load, store, compare-and-exchange, copy or hypercall ended. -EINVAL (size). */
+/* Why the last run, load, store, compare-and-exchange, copy or hypercall ended. -EINVAL (size). */
 int gmem_vcpu_exit(const struct gmem_vcpu *vcpu, struct gmem_exit *ret);
 
 /*

@@ -81,7 +81,7 @@ static bool is_served(const struct gmem_gate *gate, uint64_t off, uint64_t end)
 	return err == -EBUSY || err == -ENOMEM;
 }
 
-/* In any of it, whatever is to be shown of it now: a page may be shared later. What cannot be looked at may be served. */
+/* In any of it, whatever is to be shown now: a page may be shared later. What cannot be looked at may be served. */
 static bool any_is_served(const struct gmem_gate *gate)
 {
 	uint64_t off = gate->off, end = off + gate->len, to;
