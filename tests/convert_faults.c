@@ -52,16 +52,17 @@ int __wrap_gmem_sys_uffd_poison(int uffd, uint64_t hva, uint64_t len, bool wake,
 	return __real_gmem_sys_uffd_poison(uffd, hva, len, wake, done);
 }
 
-void *__real_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off);
-void *__wrap_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off);
+/* By this name, with offsets of 64 bits: see _FILE_OFFSET_BITS. */
+void *__real_mmap64(void *addr, size_t len, int prot, int flags, int fd, off_t off);
+void *__wrap_mmap64(void *addr, size_t len, int prot, int flags, int fd, off_t off);
 
-void *__wrap_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off)
+void *__wrap_mmap64(void *addr, size_t len, int prot, int flags, int fd, off_t off)
 {
 	if ((flags & MAP_FIXED) && fails(MAP_OVER)) {
 		errno = -fail_err;
 		return MAP_FAILED;
 	}
-	return __real_mmap(addr, len, prot, flags, fd, off);
+	return __real_mmap64(addr, len, prot, flags, fd, off);
 }
 
 struct case_of {

@@ -4,6 +4,8 @@
  * up. No byte of the program's is ever lost, no guest reaches what it must not, and what is not at its end works again
  * when the kernel does.
  */
+#include <limits.h>
+
 #include "kvm_both.h"
 #include "kvm_reach.h"
 
@@ -50,7 +52,19 @@ WRAP(int, gmem_memfd_create, (const char *name, uint64_t len), (name, len))
 WRAP(int, gmem_pwrite_all, (int fd, const void *buf, size_t len, uint64_t off), (fd, buf, len, off))
 WRAP(int, gmem_sys_maps_open, (pid_t pid), (pid))
 WRAP_LIBC(int, -1, madvise, (void *addr, size_t len, int advice), (addr, len, advice))
-WRAP_LIBC(int, -1, mprotect, (void *addr, size_t len, int prot), (addr, len, prot))
+
+int __real_mprotect(void *addr, size_t len, int prot);
+int __wrap_mprotect(void *addr, size_t len, int prot);
+
+/* To take all rights from a whole mapping the kernel needs nothing: that is left of a machine's end. */
+int __wrap_mprotect(void *addr, size_t len, int prot)
+{
+	if (prot != PROT_NONE && fails()) {
+		errno = -fail_with;
+		return -1;
+	}
+	return __real_mprotect(addr, len, prot);
+}
 
 void *__real_mremap(void *old, size_t old_len, size_t len, int flags, void *to);
 void *__wrap_mremap(void *old, size_t old_len, size_t len, int flags, void *to);
@@ -64,7 +78,8 @@ void *__wrap_mremap(void *old, size_t old_len, size_t len, int flags, void *to)
 	return __real_mremap(old, old_len, len, flags, to);
 }
 
-WRAP_LIBC(void *, MAP_FAILED, mmap, (void *addr, size_t len, int prot, int flags, int fd, off_t off),
+/* By this name, with offsets of 64 bits: see _FILE_OFFSET_BITS. */
+WRAP_LIBC(void *, MAP_FAILED, mmap64, (void *addr, size_t len, int prot, int flags, int fd, off_t off),
 	  (addr, len, prot, flags, fd, off))
 
 int __real_gmem_sys_uffd_poison(int uffd, uint64_t hva, uint64_t len, bool wake, uint64_t *done);
@@ -140,12 +155,28 @@ static bool set_slot_at_last(struct both *b, const uint64_t *bitmap, uint64_t ex
 	return true;
 }
 
+static bool logged;
+
+/* Of touches, which has more to do when something else is mapped. */
+static void keep_log(struct both *b)
+{
+	int from = fail_from;
+
+	fail_from = INT_MAX;
+	CHECK_OK(gmem_vm_set_log(b->s.vm, 0, GMEM_LOG_ACCESSED));
+	fail_from = from;
+}
+
 /* False: the VM is dead. */
 static bool all_of_it(struct both *b)
 {
 	static const uint64_t none[1];
 
-	if (!set_slot_at_last(b, NULL, 0) || !guest_gets_on(b, 0))
+	if (!set_slot_at_last(b, NULL, 0))
+		return false;
+	if (logged)
+		keep_log(b);
+	if (!guest_gets_on(b, 0))
 		return false;
 	for (uint64_t off = 0; off < FEW; off += 5 * PG) {
 		CHECK_OK(gmem_file_set_attributes(b->s.file, off, 2 * PG, GMEM_ATTRIBUTE_PRIVATE, NULL));
@@ -229,6 +260,13 @@ TEST_TIMEOUT(shared_memory_again, 240)
 {
 	refuse_each(MAP_SHARED, -EAGAIN, 1);
 	refuse_each(MAP_SHARED, -EAGAIN, 1000);
+}
+
+TEST_TIMEOUT(shared_memory_with_a_log, 240)
+{
+	logged = true;
+	for (int times = 1; times < 4; times++)
+		refuse_each(MAP_SHARED, -ENOMEM, times);
 }
 
 /* It is not tried for ever. */

@@ -164,8 +164,13 @@ static int map_file(struct gmem_gate *gate, uint64_t off, uint64_t end)
 	int err;
 
 	gmem_gate_leave(gate, off, end);
-	if (mmap(at, len, PROT_NONE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, gate->file->fd, (off_t)off) == MAP_FAILED)
-		return -errno;
+	if (mmap(at, len, PROT_NONE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, gate->file->fd, (off_t)off) ==
+	    MAP_FAILED) {
+		err = -errno;
+		/* Not as it was, if it has been left. */
+		gate->lost |= !!atomic_load(&gate->touched);
+		return err;
+	}
 	note_aliased(gate, off, end, true);
 	gmem_file_advise(gate->file, at, len);
 	gmem_gate_make_exact(gate, off, end);
@@ -201,8 +206,10 @@ static int start_over(struct gmem_gate *gate)
 /* Nobody would be told which page a guest is kept from, nor show it again: the machine's end. */
 static void check_lost(struct gmem_gate *gate)
 {
-	if (gate->lost && gate->in_use)
-		gate->holds->failed(gate->holds);
+	if (!gate->lost || !gate->in_use)
+		return;
+	gate->holds->failed(gate->holds);
+	gmem_gate_shut(gate);
 }
 
 int gmem_gate_cover(struct gmem_gate *gate, uint64_t off, uint64_t end)

@@ -366,24 +366,25 @@ int gmem_gate_pass(struct gmem_gate *gate, uint64_t off, bool alone)
 
 /* ---- punching huge pages */
 
-static int hold(struct gmem_gate *gate)
+/* All of it: huge mappings that are registered in two ways once never become one again. */
+static int hold(struct gmem_gate *gate, uint64_t off, uint64_t end)
 {
 	int err;
 
 	atomic_fetch_add(&gate->holds->now, 1);
-	gate->held = true;
+	gate->held_off = gmem_max_u64(off, gate->off);
+	gate->held_end = gmem_min_u64(end, gate->off + gate->len);
 	err = gmem_sys_uffd_register(gate->uffd, (uintptr_t)gate->addr, gate->len,
 				     GMEM_SYS_UFFD_MISSING | GMEM_SYS_UFFD_MINOR);
 	return err ? gmem_err_sys(err, "UFFDIO_REGISTER of a guest's memory") : 0;
 }
 
 /* Nobody touches what is not mapped: what has lost its marker has nothing in its place. */
-static int mark_again(struct gmem_gate *gate, uint64_t off, uint64_t end)
+static int mark_again(struct gmem_gate *gate)
 {
+	uint64_t off = gate->held_off, end = gate->held_end;
 	int err = 0;
 
-	off = gmem_max_u64(off, gate->off);
-	end = gmem_min_u64(end, gate->off + gate->len);
 	while (!err && off < end && (off = next(gate, off, end, true)) < end) {
 		uint64_t to = next(gate, off, end, false);
 
@@ -393,9 +394,9 @@ static int mark_again(struct gmem_gate *gate, uint64_t off, uint64_t end)
 	return err;
 }
 
-static void let_go(struct gmem_gate *gate, uint64_t off, uint64_t end)
+static void let_go(struct gmem_gate *gate, bool punched)
 {
-	int err = mark_again(gate, off, end);
+	int err = punched ? mark_again(gate) : 0;
 
 	if (!err)
 		err = gmem_sys_uffd_register(gate->uffd, (uintptr_t)gate->addr, gate->len, GMEM_SYS_UFFD_WP);
@@ -403,7 +404,7 @@ static void let_go(struct gmem_gate *gate, uint64_t off, uint64_t end)
 		gate->holds->failed(gate->holds);
 		gmem_gate_shut(gate);
 	}
-	gate->held = false;
+	gate->held_off = gate->held_end = 0;
 	/* In this order: who sees it held no more sees that it was. */
 	atomic_fetch_add(&gate->holds->ended, 1);
 	atomic_fetch_sub(&gate->holds->now, 1);
@@ -423,19 +424,19 @@ int gmem_gates_hold(struct gmem_file *file, uint64_t off, uint64_t len)
 	pthread_mutex_lock(&file->gates_m);
 	for (struct gmem_gate *g = file->gates; g && !err; g = g->next)
 		if (!g->is_shut && off < g->off + g->len && g->off < off + len)
-			err = hold(g);
+			err = hold(g, off, off + len);
 	if (err)
-		gmem_gates_let_go(file, off, 0);
+		gmem_gates_let_go(file, false);
 	return err;
 }
 
-void gmem_gates_let_go(struct gmem_file *file, uint64_t off, uint64_t len)
+void gmem_gates_let_go(struct gmem_file *file, bool punched)
 {
 	if (!may_hold(file))
 		return;
 	for (struct gmem_gate *g = file->gates; g; g = g->next)
-		if (g->held)
-			let_go(g, off, off + len);
+		if (g->held_off < g->held_end)
+			let_go(g, punched);
 	pthread_mutex_unlock(&file->gates_m);
 }
 

@@ -41,7 +41,7 @@ struct gmem_gate {
 	int uffd; /* the file's, see gates_uffd; constant, as the next is; -1: it bars nothing */
 	_Atomic uint64_t *barred; /* a bit a page, which has a marker; NULL: it bars nothing */
 	_Atomic bool registered; /* it may have markers; set with the invalidate lock, exclusive */
-	bool held; /* guarded by file->gates_m */
+	uint64_t held_off, held_end; /* what is punched while it is held; equal: it is not; under gates_m */
 	bool is_shut; /* guarded by the invalidate lock, or file->gates_m */
 	_Atomic uint64_t *_Atomic touched; /* see touched.c; NULL: nobody wants to know; never of huge pages */
 	bool small; /* no large pages are mapped; guarded by `m` */
@@ -166,7 +166,7 @@ void gmem_gate_note_barred(struct gmem_gate *gate, uint64_t off, bool barred);
  * nothing is held.
  */
 int gmem_gates_hold(struct gmem_file *file, uint64_t off, uint64_t len);
-void gmem_gates_let_go(struct gmem_file *file, uint64_t off, uint64_t len);
+void gmem_gates_let_go(struct gmem_file *file, bool punched); /* or it was not: markers are there */
 
 /* Some gate is held, or was since `ended` was looked at. */
 static inline bool gmem_gates_were_held(const struct gmem_gate_holds *holds, uint64_t ended)

@@ -298,7 +298,7 @@ static int punch(struct gmem_file *file, uint64_t off, uint64_t len)
 	err = gmem_memfd_punch(file->fd, off, len);
 	if (!err)
 		err = reserve_again(file, from, to - from);
-	gmem_gates_let_go(file, from, to - from);
+	gmem_gates_let_go(file, true);
 	return err;
 }
 

@@ -2,6 +2,7 @@
 #include "vm/caller.h"
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -166,6 +167,23 @@ static int adopt_chunks(const struct adoption *a)
 	return err;
 }
 
+static int is_private(void *opaque, const struct gmem_sys_mapping *m)
+{
+	uint64_t *len = opaque;
+
+	*len += m->shared || m->ino ? 0 : m->end - m->hva;
+	return 0;
+}
+
+/* Since it was looked at another thread may have adopted it. What is registered nobody else adopts. -ESTALE. */
+static int check_still_private(const struct adoption *a)
+{
+	uint64_t len = 0;
+	int err = each_mapping(a->hva, a->len, is_private, &len);
+
+	return !err && len != a->len ? -ESTALE : err;
+}
+
 static int adopt(char *hva, uint64_t len, int prot)
 {
 	struct adoption a = { .hva = hva, .len = len, .prot = prot, .fd = -1, .uffd = -1 };
@@ -183,6 +201,8 @@ static int adopt(char *hva, uint64_t len, int prot)
 		err = a.fd;
 	if (!err)
 		err = gmem_sys_uffd_register(a.uffd, (uintptr_t)hva, len, GMEM_SYS_UFFD_MISSING);
+	if (!err)
+		err = check_still_private(&a);
 	if (!err)
 		err = adopt_chunks(&a);
 	/* Whoever waits still goes on. */
@@ -257,10 +277,40 @@ static int make_shared(void *opaque, const struct gmem_sys_mapping *m)
 	return m->shared ? 0 : explain(m, adopt((char *)(uintptr_t)m->hva, m->end - m->hva, m->prot));
 }
 
-int gmem_caller_make_shared(char *hva, uint64_t len)
+/* Threads of this process that adopt memory, which is registered meanwhile. A forked child has none of them. */
+static _Atomic uint64_t adopting; /* how many, and above 32 bits whose */
+
+static uint64_t begin_adopting(void)
+{
+	uint64_t pid = (uint64_t)getpid() << 32, now = atomic_load(&adopting);
+
+	while (!atomic_compare_exchange_weak(&adopting, &now, (now >> 32 == pid >> 32 ? now : pid) + 1))
+		;
+	return now >> 32 == pid >> 32 ? now & UINT32_MAX : 0;
+}
+
+static int try_make_shared(char *hva, uint64_t len)
 {
 	/* All that can be known before it is: what is adopted stays so. */
 	int err = each_mapping(hva, len, check, NULL);
 
 	return err ? err : each_mapping(hva, len, make_shared, NULL);
+}
+
+int gmem_caller_make_shared(char *hva, uint64_t len)
+{
+	const struct timespec pause = { .tv_nsec = 1000000 };
+	int err;
+
+	for (;;) {
+		bool others = begin_adopting();
+
+		err = try_make_shared(hva, len);
+		atomic_fetch_sub(&adopting, 1);
+		/* It may be one of them who has registered it, or has adopted it since. */
+		if (err != -ESTALE && !(err == -EBUSY && others))
+			break;
+		nanosleep(&pause, NULL);
+	}
+	return err;
 }

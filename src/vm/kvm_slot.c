@@ -146,21 +146,26 @@ int gmem_kvm_slot_invalidate(struct gmem_slot *slot, uint64_t off, uint64_t len,
 	return 0;
 }
 
-void gmem_kvm_slot_lose_file(struct gmem_slot *slot)
+void gmem_kvm_slot_bar(struct gmem_slot *slot)
 {
 	struct gmem_gate *gate = slot->gate;
 
-	if (slot->plain_gate) {
-		/* Views keep the memory, and KVM would have it on. Where it has no slot, an access is ours to end. */
-		(void)gmem_kvm_slot_remove(slot->vm, slot);
-		gmem_gate_leave_file(slot->plain_gate);
-	}
 	if (!gate)
 		return;
 	lock(slot, 0, slot->npages);
 	if (gmem_gate_bar(gate, gate->off, gate->len))
 		give_up(slot);
 	unlock(slot);
+}
+
+void gmem_kvm_slot_lose_file(struct gmem_slot *slot)
+{
+	if (slot->plain_gate) {
+		/* Views keep the memory, and KVM would have it on. Where it has no slot, an access is ours to end. */
+		(void)gmem_kvm_slot_remove(slot->vm, slot);
+		gmem_gate_leave_file(slot->plain_gate);
+	}
+	gmem_kvm_slot_bar(slot);
 }
 
 static int bar_private(struct gmem_gate *gate)
@@ -223,13 +228,11 @@ int gmem_kvm_slot_set_userfault(struct gmem_slot *slot)
 }
 
 /* What is so already when the slot is set. What comes later is an invalidation. */
-static int bar_at_first(struct gmem_slot *slot)
+static int bar_what_is(struct gmem_slot *slot)
 {
 	struct gmem_gate *gate = slot->gate;
-	int err;
+	int err = bar_supplied(gate);
 
-	lock(slot, 0, slot->npages);
-	err = bar_supplied(gate);
 	if (!err)
 		err = bar_lost(gate);
 	if (!err && type_bars_private(slot->vm))
@@ -238,6 +241,17 @@ static int bar_at_first(struct gmem_slot *slot)
 		err = bar_userfault(slot);
 	if (!err && gate->caller && !atomic_load(&slot->userfault))
 		err = gmem_gate_show_caller(gate);
+	return err;
+}
+
+/* A slot that moves has a gate that guests are at already: what a page is then, they find out when they meet it. */
+static int bar_at_first(struct gmem_slot *slot)
+{
+	struct gmem_gate *gate = slot->gate;
+	int err;
+
+	lock(slot, 0, slot->npages);
+	err = atomic_load(&gate->in_use) ? gmem_gate_bar(gate, gate->off, gate->len) : bar_what_is(slot);
 	unlock(slot);
 	return err;
 }

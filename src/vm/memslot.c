@@ -320,6 +320,7 @@ out_close:
 /* Its number and memory at other addresses. slots_lock held. */
 static int move(struct gmem_vm *vm, struct gmem_slot *old, const struct gmem_memslot *s)
 {
+	const uint64_t *bitmap = bitmap_of(s), *had = atomic_load(&old->userfault);
 	uint32_t logs = gmem_slot_logs(old);
 	struct gmem_slot *new;
 	int err = check_overlap(vm, s, old);
@@ -336,11 +337,18 @@ static int move(struct gmem_vm *vm, struct gmem_slot *old, const struct gmem_mem
 	/* To KVM it is one change, of the slot of that number. */
 	atomic_store(&new->log, atomic_load(&old->log));
 	new->gate = old->gate;
+	/* Guests find the old slot until it is swapped: with the new bits, or, if there are to be none, the old ones. */
+	if (!err && bitmap && old->gate)
+		atomic_store(&old->userfault, bitmap);
 	if (!err)
 		err = gmem_kvm_slot_add(vm, new);
 	if (!err)
 		err = gmem_vm_swap_slot(vm, old, new);
 	if (err) {
+		atomic_store(&old->userfault, had);
+		gmem_mmu_wait_readers(&vm->mmu);
+		if (had && bitmap)
+			gmem_kvm_slot_bar(old);
 		atomic_store(&new->log, NULL);
 		put_slot(new);
 		if (logs != gmem_slot_logs(old))

@@ -158,6 +158,8 @@ void gmem_kvm_slot_close(struct gmem_slot *slot);
 int gmem_kvm_slot_invalidate(struct gmem_slot *slot, uint64_t off, uint64_t len, uint32_t sides);
 /* Its bitmap is another one. -ENOMEM: some of it may be barred. No lock of the file held. */
 int gmem_kvm_slot_set_userfault(struct gmem_slot *slot);
+/* Guests on KVM come out at all of it; if that cannot be had the VM is dead. No lock of the file held. */
+void gmem_kvm_slot_bar(struct gmem_slot *slot);
 /* Its file is closed: guests come out at all of it, and KVM itself reaches nothing. No lock of the file held. */
 void gmem_kvm_slot_lose_file(struct gmem_slot *slot);
 /* What guests on KVM touch is noted there from then on; NULL: no more. As gmem_gate_keep_touched(); 0: no gate. */
