@@ -337,7 +337,7 @@ static int move(struct gmem_vm *vm, struct gmem_slot *old, const struct gmem_mem
 	/* To KVM it is one change, of the slot of that number. */
 	atomic_store(&new->log, atomic_load(&old->log));
 	new->gate = old->gate;
-	/* Guests find the old slot until it is swapped: with the new bits, or, if there are to be none, the old ones. */
+	/* Guests find the old slot until it is swapped: with the new bits or, if there are to be none, the old ones. */
 	if (!err && bitmap && old->gate)
 		atomic_store(&old->userfault, bitmap);
 	if (!err)
