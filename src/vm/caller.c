@@ -277,40 +277,43 @@ static int make_shared(void *opaque, const struct gmem_sys_mapping *m)
 	return m->shared ? 0 : explain(m, adopt((char *)(uintptr_t)m->hva, m->end - m->hva, m->prot));
 }
 
-/* Threads of this process that adopt memory, which is registered meanwhile. A forked child has none of them. */
-static _Atomic uint64_t adopting; /* how many, and above 32 bits whose */
+/* Threads of this process that have begun to adopt memory, which is registered meanwhile, and that are through. */
+static struct {
+	_Atomic pid_t pid;
+	_Atomic uint64_t begun, ended;
+} adoptions;
 
-static uint64_t begin_adopting(void)
+/* A forked child has none of the threads that were at it. */
+static void know_process(void)
 {
-	uint64_t pid = (uint64_t)getpid() << 32, now = atomic_load(&adopting);
+	pid_t me = getpid(), was = atomic_load(&adoptions.pid);
 
-	while (!atomic_compare_exchange_weak(&adopting, &now, (now >> 32 == pid >> 32 ? now : pid) + 1))
-		;
-	return now >> 32 == pid >> 32 ? now & UINT32_MAX : 0;
+	if (was != me && atomic_compare_exchange_strong(&adoptions.pid, &was, me))
+		atomic_store(&adoptions.ended, atomic_load(&adoptions.begun));
 }
 
-static int try_make_shared(char *hva, uint64_t len)
+/* All that can be known before it is: what is adopted stays so. *ret_others: another thread was at it meanwhile. */
+static int try_make_shared(char *hva, uint64_t len, bool *ret_others)
 {
-	/* All that can be known before it is: what is adopted stays so. */
+	uint64_t ended = atomic_load(&adoptions.ended), number = atomic_fetch_add(&adoptions.begun, 1) + 1;
 	int err = each_mapping(hva, len, check, NULL);
 
-	return err ? err : each_mapping(hva, len, make_shared, NULL);
+	if (!err)
+		err = each_mapping(hva, len, make_shared, NULL);
+	*ret_others = ended < number - 1 || atomic_load(&adoptions.begun) > number;
+	atomic_fetch_add(&adoptions.ended, 1);
+	return err;
 }
 
 int gmem_caller_make_shared(char *hva, uint64_t len)
 {
 	const struct timespec pause = { .tv_nsec = 1000000 };
+	bool others;
 	int err;
 
-	for (;;) {
-		bool others = begin_adopting();
-
-		err = try_make_shared(hva, len);
-		atomic_fetch_sub(&adopting, 1);
-		/* It may be one of them who has registered it, or has adopted it since. */
-		if (err != -ESTALE && !(err == -EBUSY && others))
-			break;
+	know_process();
+	/* It may be one of the others who has registered it, or has adopted it since. */
+	while ((err = try_make_shared(hva, len, &others)) == -ESTALE || (err == -EBUSY && others))
 		nanosleep(&pause, NULL);
-	}
 	return err;
 }
