@@ -186,7 +186,7 @@ int gmem_file_open_kept(int fd, int state_fd, struct gmem_file **ret)
 
 int gmem_file_open(int fd, int state_fd, struct gmem_file **ret)
 {
-	struct gmem_file *file;
+	struct gmem_file *file = NULL;
 	int err = open_as(GMEM_USE_PEER, fd, state_fd, &file);
 
 	if (err)

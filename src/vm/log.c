@@ -116,7 +116,7 @@ static int check_kvm(const struct gmem_slot *slot, uint32_t logs)
 
 int gmem_vm_set_log(struct gmem_vm *vm, uint32_t id, uint32_t logs)
 {
-	struct gmem_slot *slot;
+	struct gmem_slot *slot = NULL;
 	int err;
 
 	if (logs & ~GMEM_LOG_ALL)
@@ -247,7 +247,7 @@ static int look(struct gmem_slot *slot, uint32_t log, struct pages *p, bool clea
 
 static int get(struct gmem_vm *vm, const char *who, uint32_t id, uint32_t log, struct pages *p, bool clear)
 {
-	struct gmem_slot *slot;
+	struct gmem_slot *slot = NULL;
 	int err;
 
 	if (log != GMEM_LOG_DIRTY && log != GMEM_LOG_ACCESSED)
