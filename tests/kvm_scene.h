@@ -135,6 +135,21 @@ static inline int go_on(struct scene *s)
 
 #define begin(s, routine, ...) guest_call(&(s)->guest, routine, __VA_ARGS__)
 
+static inline uint64_t faults_of(struct gmem_vm *vm)
+{
+	struct gmem_vm_stats st = { .size = sizeof(st) };
+
+	CHECK_OK(gmem_vm_stats(vm, &st));
+	return st.faults;
+}
+
+static inline void *free_vm_soon(void *arg)
+{
+	usleep(20000);
+	gmem_vm_free(arg);
+	return NULL;
+}
+
 /* A routine to its end; its result. */
 #define run(s, routine, ...)                    \
 	({                                      \
@@ -189,8 +204,6 @@ static inline int bring_in(void *opaque, struct gmem_file *file, uint64_t off, s
 {
 	struct supplier *s = opaque;
 	uint64_t words[PG / 8];
-	struct gmem_folio folio;
-	int err;
 
 	while (atomic_load(&s->stuck)) {
 		if (gmem_wait_over(wait))
@@ -200,15 +213,7 @@ static inline int bring_in(void *opaque, struct gmem_file *file, uint64_t off, s
 	atomic_fetch_add(&s->calls, 1);
 	for (uint64_t i = 0; i < PG / 8; i++)
 		words[i] = off + i * 8 + 1;
-	gmem_rwlock_lock_shared(&file->invalidate_lock);
-	err = file->ops->alloc(file, off, 1, &folio);
-	folio.data = words;
-	if (!err)
-		err = file->ops->insert(file, &folio);
-	if (!err)
-		file->ops->publish(file, &folio);
-	gmem_rwlock_unlock_shared(&file->invalidate_lock);
-	return err == -EEXIST || err == -EBUSY ? 0 : err;
+	return supply_page(file, off, words);
 }
 
 static inline void end_supply(struct gmem_file *file, struct gmem_supply *supply)

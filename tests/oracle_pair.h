@@ -48,19 +48,9 @@ static inline int bring_in_zeros(void *opaque, struct gmem_file *file, uint64_t 
 {
 	static const char zeros[PG];
 	struct supplier *s = opaque;
-	struct gmem_folio folio;
-	int err;
 
 	atomic_fetch_add(&s->calls, 1);
-	gmem_rwlock_lock_shared(&file->invalidate_lock);
-	err = file->ops->alloc(file, off, 1, &folio);
-	folio.data = (void *)zeros;
-	if (!err)
-		err = file->ops->insert(file, &folio);
-	if (!err)
-		file->ops->publish(file, &folio);
-	gmem_rwlock_unlock_shared(&file->invalidate_lock);
-	return err == -EEXIST || err == -EBUSY ? 0 : err;
+	return supply_page(file, off, zeros);
 }
 
 /* memfd -1: plain memory. */

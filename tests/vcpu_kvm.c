@@ -404,14 +404,6 @@ TEST_TIMEOUT(a_device_is_answered_for, 120)
 
 /* ---- what is brought in */
 
-static uint64_t faults_of(struct gmem_vm *vm)
-{
-	struct gmem_vm_stats st = { .size = sizeof(st) };
-
-	CHECK_OK(gmem_vm_stats(vm, &st));
-	return st.faults;
-}
-
 TEST_TIMEOUT(absent_pages_are_brought_in, 120)
 {
 	struct scene s;

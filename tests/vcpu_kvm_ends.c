@@ -109,13 +109,6 @@ TEST(signals)
 	scene_tear_down(&s);
 }
 
-static void *free_vm_soon(void *arg)
-{
-	usleep(20000);
-	gmem_vm_free(arg);
-	return NULL;
-}
-
 TEST_TIMEOUT(vm_is_freed_under_it, 120)
 {
 	for (int waiting = 0; waiting < 2; waiting++) {

@@ -240,14 +240,6 @@ TEST_TIMEOUT(code_in_no_slot_after_a_private_page, 120)
 
 /* ---- pages that need not be met */
 
-static uint64_t faults_of(struct gmem_vm *vm)
-{
-	struct gmem_vm_stats st = { .size = sizeof(st) };
-
-	CHECK_OK(gmem_vm_stats(vm, &st));
-	return st.faults;
-}
-
 /* The guest touches each of the pages, which have been brought in before; it comes out at none. */
 static void check_pre_faulted(struct scene *s, uint64_t gpa)
 {

@@ -2,14 +2,6 @@
 /* Guests on KVM whose memory is a file of huge pages: all of one is let through, or none; the exits are of 4 KiB. */
 #include "kvm_huge.h"
 
-static uint64_t faults_of(struct gmem_vm *vm)
-{
-	struct gmem_vm_stats st = { .size = sizeof(st) };
-
-	CHECK_OK(gmem_vm_stats(vm, &st));
-	return st.faults;
-}
-
 /* ---- what is there */
 
 TEST_TIMEOUT(memory_is_the_files, 120)

@@ -135,13 +135,6 @@ TEST_TIMEOUT(signals, 120)
 	scene_tear_down(&s);
 }
 
-static void *free_vm_soon(void *arg)
-{
-	usleep(20000);
-	gmem_vm_free(arg);
-	return NULL;
-}
-
 TEST_TIMEOUT(vm_is_freed_under_it, 120)
 {
 	for (size_t i = 0; i < sizeof(hc_ways) / sizeof(hc_ways[0]); i++) {

@@ -85,21 +85,11 @@ TEST(private_table_of_kernel_code)
 static int bring_in_table(void *opaque, struct gmem_file *file, uint64_t off, struct gmem_wait *wait)
 {
 	struct supplier *s = opaque;
-	struct gmem_folio folio;
 	uint64_t table[512];
-	int err;
 
 	atomic_fetch_add(&s->calls, 1);
 	make_table(table);
-	gmem_rwlock_lock_shared(&file->invalidate_lock);
-	err = file->ops->alloc(file, off, 1, &folio);
-	folio.data = table;
-	if (!err)
-		err = file->ops->insert(file, &folio);
-	if (!err)
-		file->ops->publish(file, &folio);
-	gmem_rwlock_unlock_shared(&file->invalidate_lock);
-	return err;
+	return supply_page(file, off, table);
 }
 
 TEST(table_is_brought_in)

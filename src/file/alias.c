@@ -25,7 +25,7 @@
 #include "base/err.h"
 #include "base/range.h"
 #include "file/gate.h"
-#include "sys/maps.h"
+#include "file/place.h"
 #include "sys/uffd.h"
 
 #define BALLAST_LEN (8 * GMEM_PAGE_SIZE)
@@ -71,32 +71,14 @@ static int find_mapping(const char *hva, struct gmem_sys_mapping *ret)
 }
 
 /* Somebody's userfaults are raised in one mapping of the caller's, or may be: a second descriptor is refused. */
-static bool is_served(const struct gmem_gate *gate, uint64_t off, uint64_t end)
+static int is_served(void *opaque, const struct gmem_sys_mapping *m)
 {
-	uint64_t hva = (uintptr_t)caller_at(gate, off);
-	int err = gmem_sys_uffd_register(gate->uffd, hva, end - off, GMEM_SYS_UFFD_WP);
+	const struct gmem_gate *gate = opaque;
+	int err = gmem_sys_uffd_register(gate->uffd, m->hva, m->end - m->hva, GMEM_SYS_UFFD_WP);
 
 	if (!err)
-		(void)gmem_sys_uffd_unregister(gate->uffd, hva, end - off);
+		(void)gmem_sys_uffd_unregister(gate->uffd, m->hva, m->end - m->hva);
 	return err == -EBUSY || err == -ENOMEM;
-}
-
-/* In any of it, whatever is to be shown now: a page may be shared later. What cannot be looked at may be served. */
-static bool any_is_served(const struct gmem_gate *gate)
-{
-	uint64_t off = gate->off, end = off + gate->len, to;
-	bool served = false;
-
-	for (; off < end && !served; off = to) {
-		uint64_t hva = (uintptr_t)caller_at(gate, off);
-		struct gmem_sys_mapping m;
-
-		if (find_mapping(caller_at(gate, off), &m))
-			return true;
-		to = off + gmem_min_u64(end - off, (m.hva > hva ? m.hva : m.end) - hva);
-		served = m.hva <= hva && is_served(gate, off, to);
-	}
-	return served;
 }
 
 int gmem_gate_add_caller(struct gmem_gate *gate, char *hva)
@@ -116,7 +98,8 @@ int gmem_gate_add_caller(struct gmem_gate *gate, char *hva)
 	if (err)
 		gmem_gate_drop_caller(gate);
 	else
-		gate->served = any_is_served(gate);
+		/* In any of it, whatever is to be shown now: a page may be shared later. An error: it may be. */
+		gate->served = gmem_mappings_each(hva, gate->len, is_served, gate);
 	return err;
 }
 
@@ -296,10 +279,7 @@ static bool show_piece(struct gmem_gate *gate, uint64_t off, uint64_t end, uint6
 	bool shown;
 
 	pthread_mutex_lock(&gate->m);
-	shown = !find_end(gate, off, end, ret_end);
-	/* By somebody who has come since. */
-	gate->served |= shown && is_served(gate, off, *ret_end);
-	shown = shown && !gate->served && !show(gate, off, *ret_end);
+	shown = !find_end(gate, off, end, ret_end) && !gate->served && !show(gate, off, *ret_end);
 	pthread_mutex_unlock(&gate->m);
 	return shown;
 }

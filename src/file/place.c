@@ -254,3 +254,26 @@ void gmem_view_unmap_pieces(const struct gmem_view *view, uint64_t off, uint64_t
 	if (gap < gap_end && gmem_file_strayed(view->file, NULL, gap, gap_end - gap))
 		view->file->torn = true;
 }
+
+int gmem_mappings_each(const void *hva, uint64_t len, int (*fn)(void *opaque, const struct gmem_sys_mapping *m),
+		       void *opaque)
+{
+	uint64_t from = (uintptr_t)hva, to = from + len;
+	int fd = gmem_sys_maps_open(0), err = 0;
+	struct gmem_sys_mapping m;
+	struct gmem_sys_maps maps;
+
+	if (fd < 0)
+		return gmem_err_sys(fd, "/proc/self/maps");
+	gmem_sys_maps_begin(&maps, fd, from);
+	while (!err && !(err = gmem_sys_maps_next(&maps, &m)) && m.hva < to) {
+		if (m.hva < from) {
+			m.off += from - m.hva;
+			m.hva = from;
+		}
+		m.end = gmem_min_u64(m.end, to);
+		err = fn(opaque, &m);
+	}
+	close(fd);
+	return err == -ENOENT ? 0 : err;
+}

@@ -48,6 +48,12 @@ int gmem_view_check_whole(const struct gmem_view *view);
  * nor the window is? 1, 0, or the errors of looking. Invalidate lock held, exclusive.
  */
 int gmem_file_strayed(struct gmem_file *file, const struct gmem_view *view, uint64_t off, uint64_t len);
+/*
+ * Calls `fn` for each mapping of this process in [hva, hva + len), with the part that lies there, until it returns
+ * something other than 0: that is returned. What changes behind it is not told again. Errors of looking, with text.
+ */
+int gmem_mappings_each(const void *hva, uint64_t len, int (*fn)(void *opaque, const struct gmem_sys_mapping *m),
+		       void *opaque);
 /* Unmaps what is the view's of [off, off + len). Remembers if some of it lives on elsewhere. */
 void gmem_view_unmap_pieces(const struct gmem_view *view, uint64_t off, uint64_t len);
 

@@ -11,38 +11,12 @@
 
 #include "base/err.h"
 #include "base/range.h"
-#include "file/file.h"
+#include "file/place.h"
 #include "sys/call.h"
-#include "sys/maps.h"
 #include "sys/memfd.h"
 #include "sys/uffd.h"
 
 #define CHUNK (2ull << 20) /* a large page */
-
-typedef int (*each_fn)(void *opaque, const struct gmem_sys_mapping *m);
-
-/* Calls fn for each mapping in the range, the part of it that is. */
-static int each_mapping(const char *hva, uint64_t len, each_fn fn, void *opaque)
-{
-	uint64_t from = (uintptr_t)hva, to = from + len;
-	int fd = gmem_sys_maps_open(0), err = 0;
-	struct gmem_sys_mapping m;
-	struct gmem_sys_maps maps;
-
-	if (fd < 0)
-		return gmem_err_sys(fd, "/proc/self/maps");
-	gmem_sys_maps_begin(&maps, fd, from);
-	while (!err && !(err = gmem_sys_maps_next(&maps, &m)) && m.hva < to) {
-		if (m.hva < from) {
-			m.off += from - m.hva;
-			m.hva = from;
-		}
-		m.end = gmem_min_u64(m.end, to);
-		err = fn(opaque, &m);
-	}
-	close(fd);
-	return err == -ENOENT ? 0 : err;
-}
 
 /* ---- whose it is */
 
@@ -67,7 +41,7 @@ static int compare(void *opaque, const struct gmem_sys_mapping *m)
 int gmem_caller_shows(const char *hva, uint64_t len, const struct gmem_file *file, uint64_t off, uint64_t *ret)
 {
 	struct shows s = { .h = file->state.header, .hva = (uintptr_t)hva, .off = off };
-	int err = each_mapping(hva, len, compare, &s);
+	int err = gmem_mappings_each(hva, len, compare, &s);
 
 	*ret = s.ours;
 	return err;
@@ -179,7 +153,7 @@ static int is_private(void *opaque, const struct gmem_sys_mapping *m)
 static int check_still_private(const struct adoption *a)
 {
 	uint64_t len = 0;
-	int err = each_mapping(a->hva, a->len, is_private, &len);
+	int err = gmem_mappings_each(a->hva, a->len, is_private, &len);
 
 	return !err && len != a->len ? -ESTALE : err;
 }
@@ -296,10 +270,10 @@ static void know_process(void)
 static int try_make_shared(char *hva, uint64_t len, bool *ret_others)
 {
 	uint64_t ended = atomic_load(&adoptions.ended), number = atomic_fetch_add(&adoptions.begun, 1) + 1;
-	int err = each_mapping(hva, len, check, NULL);
+	int err = gmem_mappings_each(hva, len, check, NULL);
 
 	if (!err)
-		err = each_mapping(hva, len, make_shared, NULL);
+		err = gmem_mappings_each(hva, len, make_shared, NULL);
 	*ret_others = ended < number - 1 || atomic_load(&adoptions.begun) > number;
 	atomic_fetch_add(&adoptions.ended, 1);
 	return err;

@@ -309,7 +309,7 @@ int gmem_kvm_vcpu_run(struct gmem_cpu *cpu)
 	if (cpu->vm->pid != getpid())
 		return gmem_err(-EIO, "gmem_vcpu_run: this VM is a copy that came with fork(2)");
 	cpu->exit = (struct gmem_exit){ .size = sizeof(cpu->exit) };
-	r = gmem_kvm_hypercall_end(kvm_vcpu_of(cpu));
+	r = gmem_kvm_hypercall_end(v);
 	if (r)
 		return r;
 	v->areas_due |= atomic_load(&cpu->vm->passed) != v->areas_seen_passed;

@@ -109,10 +109,10 @@ static void give_up(struct gmem_slot *slot)
 }
 
 /* As part of an invalidation, so that no page is let through meanwhile. */
-static void lock(struct gmem_slot *slot, uint64_t page, uint64_t npages)
+static void lock(struct gmem_slot *slot)
 {
 	gmem_rwlock_lock(&slot->gate->file->invalidate_lock);
-	gmem_mmu_invalidate_begin(&slot->vm->mmu, slot->gfn + page, npages, SIDES);
+	gmem_mmu_invalidate_begin(&slot->vm->mmu, slot->gfn, slot->npages, SIDES);
 }
 
 static void unlock(struct gmem_slot *slot)
@@ -152,7 +152,7 @@ void gmem_kvm_slot_bar(struct gmem_slot *slot)
 
 	if (!gate)
 		return;
-	lock(slot, 0, slot->npages);
+	lock(slot);
 	if (gmem_gate_bar(gate, gate->off, gate->len))
 		give_up(slot);
 	unlock(slot);
@@ -221,7 +221,7 @@ int gmem_kvm_slot_set_userfault(struct gmem_slot *slot)
 
 	if (!slot->gate)
 		return 0;
-	lock(slot, 0, slot->npages);
+	lock(slot);
 	err = bar_userfault(slot);
 	unlock(slot);
 	return err;
@@ -250,7 +250,7 @@ static int bar_at_first(struct gmem_slot *slot)
 	struct gmem_gate *gate = slot->gate;
 	int err;
 
-	lock(slot, 0, slot->npages);
+	lock(slot);
 	err = atomic_load(&gate->in_use) ? gmem_gate_bar(gate, gate->off, gate->len) : bar_what_is(slot);
 	unlock(slot);
 	return err;
@@ -262,7 +262,7 @@ int gmem_kvm_slot_keep_touched(struct gmem_slot *slot, _Atomic uint64_t *bits)
 
 	if (!slot->gate)
 		return 0;
-	lock(slot, 0, slot->npages);
+	lock(slot);
 	err = gmem_gate_keep_touched(slot->gate, bits);
 	unlock(slot);
 	return err;
