@@ -49,6 +49,7 @@ static void check_digest(struct gmem_launch *launch, const char *expected)
 
 static void launch(const char *name, enum gmem_vm_type type, const void *image, const char *expected)
 {
+	struct gmem_guest guest = { .size = sizeof(guest), .firmware = image, .firmware_len = DEMO_FIRMWARE_LEN };
 	struct gmem_vm_opts opts = { .size = sizeof(opts), .type = type };
 	struct gmem_vm_stats st = { .size = sizeof(st) };
 	uint64_t checks = gmem_lock_checks();
@@ -60,9 +61,9 @@ static void launch(const char *name, enum gmem_vm_type type, const void *image, 
 	demo_expect("gmem_vm_create", gmem_vm_create(&opts, &vm), 0);
 	add_memory(vm, 0, DEMO_FIRMWARE_GPA, DEMO_FIRMWARE_LEN, &high);
 	add_memory(vm, 1, LOW_GPA, LOW_LEN, &low);
-	demo_expect("gmem_launch_create", gmem_launch_create(vm, &l), 0);
+	demo_expect("gmem_launch_create", gmem_launch_create(vm, NULL, &l), 0);
 	printf("%s: firmware of %u pages and the sections of its metadata:", name, DEMO_FIRMWARE_PAGES);
-	demo_expect("gmem_launch_firmware", gmem_launch_firmware(l, image, DEMO_FIRMWARE_LEN, on_progress, &told), 0);
+	demo_expect("gmem_launch_firmware", gmem_launch_firmware(l, &guest, on_progress, &told), 0);
 	demo_expect("gmem_vm_stats", gmem_vm_stats(vm, &st), 0);
 	printf("\n  %llu pages populated and mapped, %llu sources brought in before the file's lock, %llu zero pages\n",
 	       (unsigned long long)st.populated, (unsigned long long)st.sources,

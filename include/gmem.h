@@ -830,8 +830,10 @@ void *gmem_pfn_addr(uint64_t pfn);
 int gmem_mmu_map_private_pfn(struct gmem_vcpu *vcpu, uint64_t gfn, uint64_t pfn);
 
 /*
- * One confidential launch in small: pages are populated, mapped and measured, by software, as the firmware of an
- * SEV-SNP or the module of a TDX host would. Nothing is encrypted. Any thread; calls on one VM take turns.
+ * One confidential launch of a VM of type SNP or TDX: the commands given to AMD's secure processor or to Intel's TDX
+ * module, in order, and the digest of what they did. gmem_launch_create() emulates both by software: nothing is
+ * encrypted, no hardware takes part. gmem_launch_create_kvm() gives the commands to a KVM that has the hardware. See
+ * gmem_launch(3). Any thread; calls on one VM take turns.
  */
 struct gmem_launch;
 
@@ -842,34 +844,267 @@ enum gmem_launch_page {
 	GMEM_LAUNCH_NORMAL = 1, /* its bytes are measured. TDX: TDH.MEM.PAGE.ADD and 16 of TDH.MR.EXTEND */
 	GMEM_LAUNCH_ZERO = 3, /* SNP only: zeros, without a source */
 	GMEM_LAUNCH_UNMEASURED = 4, /* that it was added is measured, its bytes are not. TDX: TDH.MEM.PAGE.ADD */
+	GMEM_LAUNCH_SECRETS = 5, /* SNP only: the firmware makes the page; a source is needed all the same, as KVM has it */
+	GMEM_LAUNCH_CPUID = 6, /* SNP only: a table of CPUID values, which the firmware checks */
 };
 
-/* Of a VM of type SNP or TDX. -EINVAL, -ENOMEM. */
-int gmem_launch_create(struct gmem_vm *vm, struct gmem_launch **ret);
-void gmem_launch_free(struct gmem_launch *launch); /* NULL is allowed */
+/* SNP: without LAUNCH_START, which gmem_launch_command() is to make. */
+#define GMEM_LAUNCH_NOT_STARTED (1u << 0)
+
+/* What is not said is 0. */
+struct gmem_launch_opts {
+	size_t size; /* sizeof(struct gmem_launch_opts) */
+	uint32_t flags; /* GMEM_LAUNCH_* */
+	/* SNP: KVM_SEV_INIT2 and KVM_SEV_SNP_LAUNCH_START. */
+	uint64_t policy; /* of the guest; 0: 0x30000, which allows SMT and has the bit set that must be */
+	uint64_t sev_features; /* SEV_FEATURES of its vCPUs, without SNPActive (bit 0), which is always set */
+	uint8_t gosvw[16]; /* guest OS visible workarounds */
+	/* TDX: KVM_TDX_INIT_VM. None of it is in MRTD. */
+	uint64_t attributes, xfam; /* xfam 0: 0x3, x87 and SSE */
+	uint8_t mrconfigid[48], mrowner[48], mrownerconfig[48];
+	/* gmem_launch_create_kvm() only. */
+	int sev_fd; /* SNP: /dev/sev, borrowed */
+	const void *cpuid; /* TDX: struct kvm_cpuid2 */
+};
+
+/*
+ * Emulated; the VM has no GMEM_VM_KVM, and one launch. SNP: INIT2 and LAUNCH_START, ready for updates. TDX: INIT_VM.
+ * `opts` may be NULL. -EINVAL (the VM's type; what the firmware or the module does not take: gmem_launch_status()),
+ * -EEXIST (the VM has a launch), -EOPNOTSUPP (GMEM_VM_KVM), -ENOMEM.
+ */
+int gmem_launch_create(struct gmem_vm *vm, const struct gmem_launch_opts *opts, struct gmem_launch **ret);
+
+/*
+ * On hardware: of a KVM VM of type KVM_X86_SNP_VM or KVM_X86_TDX_VM, borrowed, to which nothing has been said yet. Its
+ * memslots and guest_memfds (gmem_file_create() with GMEM_NEED_KVM_SLOT makes such), memory attributes and vCPUs are
+ * the caller's. Has not met hardware: see gmem_launch(3). -EINVAL, -EBADF, -ENOMEM, what KVM answers.
+ */
+int gmem_launch_create_kvm(int kvm_vm, enum gmem_vm_type type, const struct gmem_launch_opts *opts,
+			   struct gmem_launch **ret);
+
+/* What was launched stays as it is, and is checked no more. NULL is allowed. */
+void gmem_launch_free(struct gmem_launch *launch);
+
+/* A segment register as a VMSA has it: `attrib` is descriptor bits 40-47 and 52-55. */
+struct gmem_snp_segment {
+	uint16_t selector, attrib;
+	uint32_t limit;
+	uint64_t base;
+};
+
+/* What a vCPU begins with; the rest of its VMSA is zero. */
+struct gmem_snp_vcpu {
+	size_t size; /* sizeof(struct gmem_snp_vcpu) */
+	struct gmem_snp_segment es, cs, ss, ds, fs, gs, gdtr, ldtr, idtr, tr;
+	uint64_t efer, cr0, cr2, cr3, cr4, dr6, dr7, rflags, rip, xcr0, g_pat, sev_features;
+	uint64_t rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8, r9, r10, r11, r12, r13, r14, r15;
+	uint32_t mxcsr;
+	uint16_t x87_fcw;
+};
+
+/* Whose guest it is: VMMs differ in what their vCPUs begin with, and in what they measure in which order. */
+enum gmem_vmm {
+	GMEM_VMM_QEMU = 0,
+	GMEM_VMM_EC2 = 1,
+	GMEM_VMM_GCE = 2,
+	GMEM_VMM_KRUN = 3,
+	GMEM_VMM_SVSM = 4, /* QEMU, with an SVSM before the firmware */
+};
+
+/*
+ * What a VMM's vCPU begins with: the first one (`eip` 0xfffffff0), or another, which begins where the firmware's SEV-ES
+ * reset block says. `signature` is EAX of CPUID leaf 1, `sev_features` with SNPActive. -EINVAL (vmm, size).
+ */
+int gmem_snp_vcpu_reset(enum gmem_vmm vmm, uint32_t eip, uint32_t signature, uint64_t sev_features,
+			struct gmem_snp_vcpu *ret);
+
+struct gmem_launch_vcpu {
+	size_t size; /* sizeof(struct gmem_launch_vcpu) */
+	const struct gmem_snp_vcpu *snp; /* SNP, emulated: its VMSA is measured by gmem_launch_finish() */
+	uint64_t rcx; /* TDX: what it begins with: where the TD HOB is */
+	int kvm_vcpu; /* gmem_launch_create_kvm(): KVM's vCPU, borrowed. SNP: its registers are the caller's */
+};
+
+/* One more vCPU; they count from 0. -EINVAL (size, missing values), -EBUSY (finished), -ENOMEM, KVM's errors. */
+int gmem_launch_add_vcpu(struct gmem_launch *launch, const struct gmem_launch_vcpu *vcpu);
 
 /*
  * Launches `npages` pages at `gpa` (page-aligned, without the bit that names the side) out of `src` (page-aligned; NULL
- * for GMEM_LAUNCH_ZERO). Returns the pages done, or the error of the first: those of gmem_populate(), and -EIO for a
- * page that has been launched or touched before. After -ENOMEM from the hash the launch answers -EIO.
+ * for GMEM_LAUNCH_ZERO). Returns the pages done, or the error of the first. Emulated: those of gmem_populate(), and
+ * -EEXIST for a page that has been launched before, or is the guest's; -EIO, what the firmware or the module refused,
+ * gmem_launch_status() says why. On KVM: what KVM answers; -EIO has any of these causes.
+ * A CPUID table that is refused is corrected in `src`, which must be writable, and the page is not launched: the next
+ * call may launch it so.
  */
 int64_t gmem_launch_update(struct gmem_launch *launch, uint64_t gpa, const void *src, int64_t npages,
 			   enum gmem_launch_page type);
 
 /*
- * Launches a firmware image of `len` bytes (whole pages, any alignment of `image`) so that it ends at 4 GiB, and what
- * its metadata asks for, in the order of QEMU: SNP: the image, then the sections of the SEV metadata; TDX: the sections
- * of the TDVF metadata, each page added and then measured ("single pass"). The slots must be there, their pages
- * private.
- * -EBADMSG, -EPROTONOSUPPORT, -ENOENT (metadata that is malformed, of another version, or not there), -EOPNOTSUPP (a
- * section this version cannot fill: secrets and CPUID pages), -ENOSPC (more than 64 sections), -EINVAL (`len`), what
- * `progress` returned, and as gmem_launch_update(); gmem_vm_cancel() ends all of it.
+ * TDX, emulated: TDH.MR.EXTEND of the bytes of [gpa, gpa + len), which have been added: how hosts measured before KVM
+ * did both at once ("two pass"). -EINVAL (alignment to 256 bytes, type), -EOPNOTSUPP (on KVM), -EIO.
  */
-int gmem_launch_firmware(struct gmem_launch *launch, const void *image, uint64_t len, gmem_progress_fn progress,
+int gmem_launch_extend(struct gmem_launch *launch, uint64_t gpa, uint64_t len);
+
+struct gmem_launch_finish {
+	size_t size; /* sizeof(struct gmem_launch_finish) */
+	/* SNP. */
+	const void *id_block; /* 96 bytes, with `id_auth`; NULL: none */
+	const void *id_auth; /* 4096 bytes: keys and signatures, ECDSA P-384 */
+	bool auth_key_en; /* id_auth has an author's key */
+	bool vcek_disabled;
+	uint8_t host_data[32];
+};
+
+/*
+ * SNP: measures the vCPUs, then KVM_SEV_SNP_LAUNCH_FINISH. TDX: KVM_TDX_FINALIZE_VM, which needs a vCPU. The guest can
+ * run; nothing more is launched. `opts` may be NULL. -EINVAL, -EIO: refused, gmem_launch_status() says why.
+ */
+int gmem_launch_finish(struct gmem_launch *launch, const struct gmem_launch_finish *opts);
+
+/*
+ * What the firmware (SEV_RET_*) or the module (TDX_*) answered to the last command that failed; 0: it was not asked, or
+ * has refused nothing.
+ */
+uint64_t gmem_launch_status(const struct gmem_launch *launch);
+
+/*
+ * SNP: the launch digest so far. TDX: MRTD, were the build finished now. -EOPNOTSUPP (on KVM: it is in the report),
+ * -ENOMEM.
+ */
+int gmem_launch_digest(struct gmem_launch *launch, uint8_t ret[GMEM_LAUNCH_DIGEST_LEN]);
+
+/*
+ * The launch's KVM_MEMORY_ENCRYPT_OP, as a KVM with the hardware answers it: `id` and `data` as in struct kvm_sev_cmd
+ * (KVM_SEV_SNP_LAUNCH_START, _UPDATE, _FINISH) or struct kvm_tdx_cmd (INIT_MEM_REGION, FINALIZE_VM), with the errno,
+ * the progress in the structure and the retries of KVM's: a caller of LAUNCH_UPDATE repeats it until `len` is 0. `vcpu`
+ * counts as added; -1: the VM's. A launch made with GMEM_LAUNCH_NOT_STARTED begins with LAUNCH_START. `*ret_status` is
+ * `error` or `hw_error`.
+ */
+int gmem_launch_command(struct gmem_launch *launch, int vcpu, uint32_t id, uint32_t flags, void *data,
+			uint64_t *ret_status);
+
+/* struct kvm_sev_snp_launch_start, _update, _finish and struct kvm_tdx_init_mem_region. */
+struct gmem_snp_launch_start {
+	uint64_t policy;
+	uint8_t gosvw[16];
+	uint16_t flags;
+	uint8_t pad0[6];
+	uint64_t pad1[4];
+};
+
+struct gmem_snp_launch_update {
+	uint64_t gfn_start, uaddr, len;
+	uint8_t type, pad0;
+	uint16_t flags;
+	uint32_t pad1;
+	uint64_t pad2[4];
+};
+
+struct gmem_snp_launch_finish {
+	uint64_t id_block_uaddr, id_auth_uaddr;
+	uint8_t id_block_en, auth_key_en, vcek_disabled, host_data[32], pad0[3];
+	uint16_t flags;
+	uint64_t pad1[4];
+};
+
+struct gmem_tdx_init_mem_region {
+	uint64_t source_addr, gpa, nr_pages;
+};
+
+#define GMEM_SNP_CMD_LAUNCH_START 100u
+#define GMEM_SNP_CMD_LAUNCH_UPDATE 101u
+#define GMEM_SNP_CMD_LAUNCH_FINISH 102u
+#define GMEM_TDX_CMD_INIT_MEM_REGION 3u
+#define GMEM_TDX_CMD_FINALIZE_VM 4u
+#define GMEM_TDX_MEASURE_MEMORY_REGION 1u /* a flag of INIT_MEM_REGION */
+
+/* ------------------------------------------------------------------------------------------------ guest */
+
+/* SHA-256 of what is booted: what QEMU and its kind put into the firmware's table of kernel hashes. */
+struct gmem_kernel_hashes {
+	uint8_t cmdline[32], initrd[32], kernel[32];
+};
+
+/*
+ * `initrd` NULL: an empty one. `cmdline` NULL: an empty one; its terminating NUL is hashed too. `kernel` is the file as
+ * QEMU reads it. -ENOMEM.
+ */
+int gmem_kernel_hashes(const void *kernel, uint64_t kernel_len, const void *initrd, uint64_t initrd_len,
+		       const char *cmdline, struct gmem_kernel_hashes *ret);
+
+#define GMEM_GUEST_TWO_PASS (1u << 0) /* TDX: a section's pages are all added, then all measured; else page by page */
+#define GMEM_GUEST_EC2_RDX_ZERO (1u << 1) /* EC2: vCPUs begin with RDX 0; else 0x600. Tools disagree */
+
+/* What a confidential guest is launched from. What is pointed to is borrowed. */
+struct gmem_guest {
+	size_t size; /* sizeof(struct gmem_guest) */
+	const void *firmware; /* of any alignment */
+	uint64_t firmware_len; /* whole pages */
+	enum gmem_vmm vmm;
+	uint32_t flags; /* GMEM_GUEST_* */
+	const struct gmem_kernel_hashes *kernel; /* SNP; NULL: no kernel is given */
+	/* GMEM_VMM_SVSM: the SVSM, and the length of the file of variables, which lies behind the firmware. */
+	const void *svsm;
+	uint64_t svsm_len, vars_len;
+	/* SNP: its vCPUs. */
+	uint32_t nvcpus;
+	uint32_t signature; /* EAX of CPUID leaf 1; 0x800f12 is QEMU's EPYC */
+	uint64_t sev_features; /* 0: 1, SNPActive */
+	/* gmem_launch_firmware() only: 4096 bytes for the CPUID page, written to if refused; NULL: an empty table. */
+	void *cpuid;
+	/* gmem_measure_digest() only: the digest after the firmware's own pages, 48 bytes, instead of theirs. */
+	const void *firmware_digest;
+};
+
+/*
+ * Launches all of a guest, as its VMM does: the firmware so that it ends at 4 GiB and what its metadata asks for, in
+ * order, and the vCPUs; all but gmem_launch_finish(). The slots must be there, their pages private. A CPUID table that
+ * the firmware corrects is launched as corrected.
+ * -EBADMSG, -EPROTONOSUPPORT, -ENOENT (metadata that is malformed, of another version, or not there; the text names the
+ * GUID), -EOPNOTSUPP (a section that this VMM does not launch), -ENOSPC (more than 64 sections), -EINVAL (the rest of
+ * `guest`), what `progress` returned, and as gmem_launch_update(); gmem_vm_cancel() ends all of it.
+ */
+int gmem_launch_firmware(struct gmem_launch *launch, const struct gmem_guest *guest, gmem_progress_fn progress,
 			 void *opaque);
 
-/* SNP: the launch digest so far. TDX: MRTD, were the build finished now. -EIO, -ENOMEM. */
-int gmem_launch_digest(struct gmem_launch *launch, uint8_t ret[GMEM_LAUNCH_DIGEST_LEN]);
+/*
+ * What a launch of a guest will measure, from the files alone: the digest in the attestation report (SNP: MEASUREMENT,
+ * TDX: MRTD). The bytes of `guest` are borrowed until it is freed. Hashing is done in create, for an SNP guest by a
+ * thread a CPU, joined before it returns. One thread at a time.
+ */
+struct gmem_measure;
+
+/*
+ * `type` GMEM_VM_SNP or GMEM_VM_TDX. -EINVAL (type, size, flags, vmm, lengths), -EBADMSG, -EPROTONOSUPPORT, -ENOENT,
+ * -ENOSPC (as gmem_launch_firmware()), -ENOMEM, what `progress` returned.
+ */
+int gmem_measure_create(enum gmem_vm_type type, const struct gmem_guest *guest, gmem_progress_fn progress,
+			void *opaque, struct gmem_measure **ret);
+void gmem_measure_free(struct gmem_measure *measure); /* NULL is allowed */
+
+/* One measured range: consecutive pages of one kind, or one vCPU. */
+struct gmem_measure_range {
+	size_t size; /* sizeof(struct gmem_measure_range), set by the caller of the function */
+	const char *name; /* "firmware", "sec-mem", "secrets", "cpuid", "kernel-hashes", "vmsa 3", "BFV", ... */
+	uint64_t gpa, len;
+	bool contents; /* its bytes are measured; else only that it is there */
+	uint8_t digest[GMEM_LAUNCH_DIGEST_LEN]; /* SNP: after it. TDX: were the build finished there */
+};
+
+typedef int (*gmem_measure_fn)(void *opaque, const struct gmem_measure_range *range);
+
+/*
+ * The digest of a guest of the same firmware, SVSM and `vmm`; all else may differ from what create was given, and costs
+ * no more than what differs. `fn`, if not NULL, is told each range in the order it is measured; what it returns, if not
+ * 0, ends the call. -EINVAL (another firmware, no vCPUs, missing values), -ENOENT (a kernel, and firmware without a
+ * place for its hashes; the text names the GUID), -ENOMEM.
+ */
+int gmem_measure_digest(struct gmem_measure *measure, const struct gmem_guest *guest, gmem_measure_fn fn, void *opaque,
+			uint8_t ret[GMEM_LAUNCH_DIGEST_LEN]);
+
+/* SNP: the page that is measured for a vCPU. -EINVAL, -ERANGE (no such vCPU). */
+int gmem_measure_vmsa(struct gmem_measure *measure, const struct gmem_guest *guest, uint32_t vcpu,
+		      uint8_t ret[GMEM_PAGE_SIZE]);
 
 /* ---------------------------------------------------------------------------------------------- source */
 

@@ -11,6 +11,7 @@
 #include "../demo/firmware_digests.h"
 #include "base/le.h"
 #include "file/file.h"
+#include "launch_util.h"
 
 #define P 4096ull
 #define LOW_GPA 0x800000ull
@@ -53,7 +54,7 @@ static void set_up(struct scene *s, enum gmem_vm_type type)
 	CHECK_OK(gmem_vm_create(&vo, &s->vm));
 	set_slot(s->vm, 0, DEMO_FIRMWARE_GPA, LEN, s->high, 0);
 	set_slot(s->vm, 1, LOW_GPA, LOW_LEN, s->low, 0);
-	CHECK_OK(gmem_launch_create(s->vm, &s->launch));
+	CHECK_OK(gmem_launch_create(s->vm, NULL, &s->launch));
 	CHECK_OK(gmem_vcpu_create(s->vm, NULL, &s->vcpu));
 	s->private = type == GMEM_VM_SNP ? gmem_vm_alias_bit(s->vm) : 0;
 	s->image = aligned_alloc(P, LEN);
@@ -153,7 +154,7 @@ static void launch_whole(enum gmem_vm_type type, const char *digest, uint64_t pa
 	struct scene s;
 
 	set_up(&s, type);
-	CHECK_OK(gmem_launch_firmware(s.launch, s.image, LEN, on_progress, &told));
+	CHECK_OK(launch_image(s.launch, s.image, LEN, on_progress, &told));
 	check_digest(&s, digest);
 	CHECK_EQ(told.done, pages * P);
 	CHECK_EQ(told.total, pages * P);
@@ -190,7 +191,7 @@ TEST(an_image_of_any_alignment)
 	CHECK(odd);
 	set_up(&s, GMEM_VM_TDX);
 	memcpy(odd + 1, s.image, LEN);
-	CHECK_OK(gmem_launch_firmware(s.launch, odd + 1, LEN, NULL, NULL));
+	CHECK_OK(launch_image(s.launch, odd + 1, LEN, NULL, NULL));
 	check_digest(&s, DEMO_FIRMWARE_TDX_DIGEST);
 	free(odd);
 	tear_down(&s);
@@ -241,7 +242,7 @@ TEST(update_errors)
 	struct scene s;
 
 	CHECK_OK(gmem_vm_create(NULL, &plain));
-	CHECK_ERR(gmem_launch_create(plain, &none), -EINVAL);
+	CHECK_ERR(gmem_launch_create(plain, NULL, &none), -EINVAL);
 	CHECK(none == (void *)1);
 	gmem_vm_free(plain);
 	set_up(&s, GMEM_VM_TDX);
@@ -272,18 +273,18 @@ TEST(firmware_errors)
 	struct scene s;
 
 	set_up(&s, GMEM_VM_SNP);
-	CHECK_ERR(gmem_launch_firmware(s.launch, s.image, LEN - 1, NULL, NULL), -EINVAL);
-	CHECK_ERR(gmem_launch_firmware(s.launch, s.image, 0, NULL, NULL), -EINVAL);
-	CHECK_ERR(gmem_launch_firmware(s.launch, s.image, P, NULL, NULL), -ENOENT);
+	CHECK_ERR(launch_image(s.launch, s.image, LEN - 1, NULL, NULL), -EINVAL);
+	CHECK_ERR(launch_image(s.launch, s.image, 0, NULL, NULL), -EINVAL);
+	CHECK_ERR(launch_image(s.launch, s.image, P, NULL, NULL), -ENOENT);
 	/* The first section's type. */
 	gmem_put_le32(s.image + LEN - DEMO_FIRMWARE_SEV + 16 + 8, 2);
-	CHECK_ERR(gmem_launch_firmware(s.launch, s.image, LEN, NULL, NULL), -EOPNOTSUPP);
+	CHECK_ERR(launch_image(s.launch, s.image, LEN, NULL, NULL), -EOPNOTSUPP);
 	CHECK_HAS(gmem_last_error(), "secrets");
 	s.image[LEN - DEMO_FIRMWARE_SEV] = 'B';
-	CHECK_ERR(gmem_launch_firmware(s.launch, s.image, LEN, NULL, NULL), -EBADMSG);
+	CHECK_ERR(launch_image(s.launch, s.image, LEN, NULL, NULL), -EBADMSG);
 	CHECK_EQ(stats_of(&s).populated, 0);
 	demo_firmware_build(s.image);
-	CHECK_EQ(gmem_launch_firmware(s.launch, s.image, LEN, on_progress, &told), -ECANCELED);
+	CHECK_EQ(launch_image(s.launch, s.image, LEN, on_progress, &told), -ECANCELED);
 	CHECK_EQ(stats_of(&s).populated, 128);
 	tear_down(&s);
 }
@@ -317,7 +318,7 @@ static bool cancelled_in_the_middle(void)
 
 	set_up(&s, GMEM_VM_SNP);
 	CHECK_EQ(pthread_create(&t, NULL, cancel_in_the_middle, &s), 0);
-	err = gmem_launch_firmware(s.launch, s.image, LEN, NULL, NULL);
+	err = launch_image(s.launch, s.image, LEN, NULL, NULL);
 	pthread_join(t, NULL);
 	CHECK(err == -EINTR || (!err && stats_of(&s).populated >= 1024));
 	tear_down(&s);
@@ -330,7 +331,7 @@ TEST(cancelled)
 	int tries = 0;
 
 	set_up(&s, GMEM_VM_SNP);
-	CHECK_ERR(gmem_launch_firmware(s.launch, s.image, LEN, cancel_at_half, &s), -EINTR);
+	CHECK_ERR(launch_image(s.launch, s.image, LEN, cancel_at_half, &s), -EINTR);
 	CHECK(stats_of(&s).populated >= 512 && stats_of(&s).populated < 1024);
 	tear_down(&s);
 	while (!cancelled_in_the_middle())

@@ -19,7 +19,7 @@ static void guest_up(struct guest *g, struct gmem_file *file)
 	g->vm = new_vm(GMEM_VM_SNP);
 	CHECK_OK(set_slot(g->vm, 0, GPA, NPAGES * P, file, 0));
 	g->vcpu = new_vcpu(g->vm);
-	CHECK_OK(gmem_launch_create(g->vm, &g->launch));
+	CHECK_OK(gmem_launch_create(g->vm, NULL, &g->launch));
 	to_private(file, 0, NPAGES * P);
 }
 

@@ -29,7 +29,7 @@ static void set_up(struct scene *s, enum gmem_vm_type type)
 	s->vm = new_vm(type);
 	CHECK_OK(set_slot(s->vm, 0, GPA, NPAGES * PG, s->file, 0));
 	s->vcpu = new_vcpu(s->vm);
-	CHECK_OK(gmem_launch_create(s->vm, &s->launch));
+	CHECK_OK(gmem_launch_create(s->vm, NULL, &s->launch));
 	s->private = type == GMEM_VM_SNP ? gmem_vm_alias_bit(s->vm) : 0;
 }
 

@@ -23,4 +23,13 @@ static inline uint8_t *read_firmware(const char *path, size_t *ret_len)
 	return data;
 }
 
+/* A firmware and nothing else of a guest. */
+static inline int launch_image(struct gmem_launch *launch, const void *image, uint64_t len, gmem_progress_fn progress,
+			       void *opaque)
+{
+	struct gmem_guest guest = { .size = sizeof(guest), .firmware = image, .firmware_len = len };
+
+	return gmem_launch_firmware(launch, &guest, progress, opaque);
+}
+
 #endif

@@ -48,6 +48,8 @@ static const char *class_name(enum gmem_lock_class cls)
 		return "page";
 	case GMEM_LOCK_MMU:
 		return "mmu";
+	case GMEM_LOCK_VENDOR:
+		return "vendor";
 	case GMEM_LOCK_LEAF:
 		return "leaf";
 	}

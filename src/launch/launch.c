@@ -9,11 +9,12 @@
 #include "base/range.h"
 #include "launch/populate.h"
 
-int gmem_launch_create(struct gmem_vm *vm, struct gmem_launch **ret)
+int gmem_launch_create(struct gmem_vm *vm, const struct gmem_launch_opts *opts, struct gmem_launch **ret)
 {
 	struct gmem_launch *launch;
 	int err = 0;
 
+	(void)opts;
 	if (vm->type != GMEM_VM_SNP && vm->type != GMEM_VM_TDX)
 		return gmem_err(-EINVAL, "gmem_launch_create: a VM of type %d is not launched", (int)vm->type);
 	launch = calloc(1, sizeof(*launch));
@@ -57,6 +58,8 @@ static int check(const struct gmem_launch *launch, uint64_t gpa, const void *src
 		return src ? gmem_err(-EINVAL, "gmem_launch_update: a zero page has no source") : 0;
 	case GMEM_LAUNCH_NORMAL:
 	case GMEM_LAUNCH_UNMEASURED:
+	case GMEM_LAUNCH_SECRETS:
+	case GMEM_LAUNCH_CPUID:
 		return src ? 0 : gmem_err(-EINVAL, "gmem_launch_update: no source");
 	}
 	return gmem_err(-EINVAL, "gmem_launch_update: type %d: unknown", (int)type);

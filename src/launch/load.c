@@ -122,9 +122,11 @@ static int launch_part(struct load *l, const struct part *part)
 	return 0;
 }
 
-int gmem_launch_firmware(struct gmem_launch *launch, const void *image, uint64_t len, gmem_progress_fn progress,
+int gmem_launch_firmware(struct gmem_launch *launch, const struct gmem_guest *guest, gmem_progress_fn progress,
 			 void *opaque)
 {
+	const void *image = guest->firmware;
+	uint64_t len = guest->firmware_len;
 	struct load *l;
 	int err;
 
