@@ -1,38 +1,63 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * One confidential launch: pages populated, measured and mapped, and the digest of what was done.
+ * One confidential launch, whoever does it: AMD's firmware or Intel's module emulated (snp/, tdx/), or KVM's (kvm/).
  *
- * Enters: source pages, in the order they are launched. Leaves: private pages, and the digest. The launch belongs to
- * its creator and has a reference to its VM. Lock: `vm->slots_lock` guards everything here; the digest changes in a
- * populate callback only, or is read under the lock.
- *
- * A launched page is mapped into the second stage in the same step, by the frame that populate holds. That is also how
- * a page that is launched twice is found out: no hardware would measure it.
+ * Enters: commands, as KVM_MEMORY_ENCRYPT_OP takes them. Leaves: private pages, and the digest. The launch belongs to
+ * its creator; an emulated one has a reference to its VM, and the state of its guest belongs to that VM, as its external
+ * tables. Lock: emulated, `vm->slots_lock` guards everything here; on KVM, KVM's own.
  */
 #ifndef GMEM_LAUNCH_LAUNCH_H
 #define GMEM_LAUNCH_LAUNCH_H
 
-#include "launch/snp_digest.h"
-#include "launch/tdx_digest.h"
+#include "launch/populate.h"
 #include "vm/vm.h"
 
 #define GMEM_LAUNCH_BATCH 64u /* pages of one step */
 
+struct gmem_launch;
+
+/* What a command came to, beside its errno. */
+struct gmem_launch_answer {
+	uint64_t status; /* of the firmware or the module, which refused; 0: they did not, or were not asked */
+	/*
+	 * Emulated: what KVM's errno was made of, which may be folded into another (SNP: -EIO), or not be told at all
+	 * after progress. 0: nothing went wrong.
+	 */
+	int why;
+};
+
+/* No lock is held. Texts begin with what was wrong, not with the call. */
+struct gmem_launch_ops {
+	/* KVM_MEMORY_ENCRYPT_OP. 0 or a negative errno, KVM's. `answer` is zero. */
+	int (*command)(struct gmem_launch *launch, int vcpu, uint32_t id, uint32_t flags, void *data,
+		       struct gmem_launch_answer *answer);
+	/* `vcpu->size` is checked. */
+	int (*add_vcpu)(struct gmem_launch *launch, const struct gmem_launch_vcpu *vcpu);
+	/* Aligned, not empty, no wrap. NULL: -EOPNOTSUPP. */
+	int (*extend)(struct gmem_launch *launch, uint64_t gpa, uint64_t len, struct gmem_launch_answer *answer);
+	int (*digest)(struct gmem_launch *launch, uint8_t *ret); /* NULL: -EOPNOTSUPP */
+	void (*free)(struct gmem_launch *launch); /* of the launch's owner: the struct this is part of */
+};
+
 struct gmem_launch {
-	struct gmem_vm *vm; /* referenced */
-	struct gmem_vcpu vcpu; /* the mappings are made in its name */
-	struct gmem_snp_digest snp;
-	struct gmem_tdx_digest tdx;
-	enum gmem_launch_page type; /* of the update that runs */
-	bool broken; /* a page was measured in part: the digest is of no use */
+	const struct gmem_launch_ops *ops;
+	enum gmem_vm_type type;
+	struct gmem_vm *vm; /* emulated: referenced; else NULL */
+	_Atomic uint64_t status; /* see gmem_launch_status() */
 };
 
 /* gmem_launch_update(); *ret_why is what ended it early, also after progress. */
 int64_t gmem_launch_update_why(struct gmem_launch *launch, uint64_t gpa, const void *src, int64_t npages,
 			       enum gmem_launch_page type, int *ret_why);
 
-/* Populate callbacks; opaque is the launch. */
-int gmem_launch_snp_page(struct gmem_vm *vm, uint64_t gfn, uint64_t pfn, void *src, void *opaque);
-int gmem_launch_tdx_page(struct gmem_vm *vm, uint64_t gfn, uint64_t pfn, void *src, void *opaque);
+/* A command, its answer noted for gmem_launch_status(). */
+int gmem_launch_do(struct gmem_launch *launch, int vcpu, uint32_t id, uint32_t flags, void *data,
+		   struct gmem_launch_answer *answer);
+
+/* The three kinds. `opts` is whole (never NULL), and its flags known. *ret_status as gmem_launch_status(). */
+int gmem_snp_launch_create(struct gmem_vm *vm, const struct gmem_launch_opts *opts, struct gmem_launch **ret);
+int gmem_tdx_launch_create(struct gmem_vm *vm, const struct gmem_launch_opts *opts, struct gmem_launch **ret);
+int gmem_kvm_launch_create(int kvm_vm, enum gmem_vm_type type, const struct gmem_launch_opts *opts,
+			   struct gmem_launch **ret);
 
 #endif

@@ -141,7 +141,7 @@ int gmem_launch_firmware(struct gmem_launch *launch, const struct gmem_guest *gu
 	l->launch = launch;
 	l->progress = progress;
 	l->opaque = opaque;
-	err = launch->vm->type == GMEM_VM_SNP ? parts_of_sev(l, image, len) : parts_of_tdvf(l, image, len);
+	err = launch->type == GMEM_VM_SNP ? parts_of_sev(l, image, len) : parts_of_tdvf(l, image, len);
 	for (uint32_t i = 0; !err && i < l->nparts; i++)
 		err = launch_part(l, &l->parts[i]);
 	free(l->staging);

@@ -54,7 +54,7 @@ struct gmem_mmu_external_ops {
 	void (*free)(struct gmem_mmu_external *x);
 };
 
-/* Embedded in its owner; belongs to the VM from gmem_vm_set_external() on. */
+/* Embedded in its owner; belongs to the MMU, and so to its VM, from gmem_mmu_set_external() on. */
 struct gmem_mmu_external {
 	const struct gmem_mmu_external_ops *ops;
 };

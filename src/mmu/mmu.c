@@ -14,10 +14,14 @@ void gmem_mmu_init(struct gmem_mmu *mmu)
 	gmem_epoch_init(&mmu->epoch);
 	gmem_epoch_init(&mmu->maps);
 	pthread_mutex_init(&mmu->m, NULL);
+	pthread_mutex_init(&mmu->clearing, NULL);
 }
 
 void gmem_mmu_destroy(struct gmem_mmu *mmu)
 {
+	if (mmu->external)
+		mmu->external->ops->free(mmu->external);
+	pthread_mutex_destroy(&mmu->clearing);
 	pthread_mutex_destroy(&mmu->m);
 	gmem_epoch_destroy(&mmu->maps);
 	gmem_epoch_destroy(&mmu->epoch);
@@ -34,6 +38,17 @@ void gmem_mmu_add_vcpu(struct gmem_mmu *mmu, struct gmem_vcpu *vcpu)
 	vcpu->next = mmu->vcpus;
 	mmu->vcpus = vcpu;
 	pthread_mutex_unlock(&mmu->m);
+}
+
+int gmem_mmu_set_external(struct gmem_mmu *mmu, struct gmem_mmu_external *external)
+{
+	if (mmu->external)
+		return gmem_err(-EEXIST, "this VM is being launched already");
+	gmem_mmu_invalidate_begin(mmu, 0, 1ull << GMEM_GFN_BITS, GMEM_SIDE_PRIVATE);
+	/* In between nobody maps, so nobody looks. */
+	mmu->external = external;
+	gmem_mmu_invalidate_end(mmu);
+	return 0;
 }
 
 static void add_counts(uint64_t *sum, const struct gmem_vcpu *vcpu)

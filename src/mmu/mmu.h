@@ -20,6 +20,7 @@
 
 #include "base/epoch.h"
 #include "base/rwlock.h"
+#include "mmu/external.h"
 #include "mmu/slot.h"
 #include "mmu/table.h"
 
@@ -39,6 +40,8 @@ struct gmem_mmu {
 	_Atomic bool dead; /* the VM is of no more use */
 	_Atomic bool nx_huge_pages; /* a large leaf is never executable; read at each fault, never remembered */
 	bool no_tables; /* somebody else translates for this VM */
+	struct gmem_mmu_external *external; /* set once, while no fault can map; NULL: none */
+	pthread_mutex_t clearing; /* external pages are taken away by one thread at a time; taken before `lock` */
 	pthread_mutex_t m; /* a leaf; guards the list of vCPUs and `gone` */
 	struct gmem_vcpu *vcpus;
 	uint64_t gone[GMEM_MMU_COUNTERS]; /* what vCPUs have counted that are no more */
@@ -91,6 +94,12 @@ void gmem_mmu_init(struct gmem_mmu *mmu);
 void gmem_mmu_destroy(struct gmem_mmu *mmu); /* no vCPU and no slot is left */
 void gmem_mmu_add_vcpu(struct gmem_mmu *mmu, struct gmem_vcpu *vcpu);
 void gmem_mmu_del_vcpu(struct gmem_vcpu *vcpu);
+
+/*
+ * From now on private pages are mapped as external tables agree; those that are mapped are forgotten. The tables belong
+ * to the MMU then, and end with it. -EEXIST: it has some. slots_lock held.
+ */
+int gmem_mmu_set_external(struct gmem_mmu *mmu, struct gmem_mmu_external *external);
 
 /* Nobody else writes the vCPU's counts. */
 static inline void gmem_mmu_count(struct gmem_vcpu *vcpu, enum gmem_mmu_counter c)
