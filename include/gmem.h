@@ -662,7 +662,8 @@ void gmem_vcpu_free(struct gmem_vcpu *vcpu); /* NULL is allowed */
  *
  * -EFAULT and -EHWPOISON are exits, see gmem_vcpu_exit(): what is before the page that it names has been done. An exit
  * that is GMEM_EXIT_MMIO may be completed with gmem_vcpu_answer().
- * -EPERM: a write to a page whose writes are watched. -EINTR: gmem_vcpu_cancel(). -EIO: the VM is dead, or the page
+ * -EPERM: a write to a page whose writes are watched. -EACCES: a private page that the guest of a launched VM has not
+ * accepted: gmem_vcpu_accept(). -EINTR: gmem_vcpu_cancel(). -EIO: the VM is dead, or the page
  * was never brought in and its pager is gone. -EINVAL (an address the guest cannot have; a vCPU of KVM's, as of all
  * calls of accessors), -ENOMEM, -ENOSPC.
  */
@@ -695,6 +696,16 @@ int gmem_vcpu_copy(struct gmem_vcpu *vcpu, uint64_t to, uint64_t from, uint64_t 
  * slot; -EINVAL (alignment, len 0, wrap); else as gmem_vcpu_load(), without an exit.
  */
 int gmem_vcpu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t len, uint64_t *ret_done);
+
+/*
+ * What a guest of a launched VM (gmem_launch_create()) says of its private pages: SNP, PVALIDATE of each, to validate
+ * (`accept`) or to rescind; TDX, TDG.MEM.PAGE.ACCEPT. A private page that was launched is accepted; any other, and one
+ * that was shared in between, cannot be accessed before. `gpa` has the bit that means private, if the type has one.
+ * TDX: the page is zeroed. 0: done; 1: nothing was to be changed. `*ret_done`, if not NULL, says how many bytes went
+ * well. -EINVAL (alignment, len 0, wrap, an address that is not private, a TDX guest that rescinds), -EOPNOTSUPP (the
+ * VM is not launched), -EFAULT with an exit, as gmem_vcpu_load(); -EINTR, -EIO, -ENOMEM.
+ */
+int gmem_vcpu_accept(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t len, bool accept, uint64_t *ret_done);
 
 /*
  * Runs the guest until something is to be done about it, which gmem_vcpu_exit() tells: 0. Its registers, its CPUID and

@@ -46,6 +46,8 @@ static const char *class_name(enum gmem_lock_class cls)
 		return "invalidate";
 	case GMEM_LOCK_PAGE:
 		return "page";
+	case GMEM_LOCK_CLEARING:
+		return "clearing";
 	case GMEM_LOCK_MMU:
 		return "mmu";
 	case GMEM_LOCK_VENDOR:

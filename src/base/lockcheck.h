@@ -15,6 +15,7 @@ enum gmem_lock_class {
 	GMEM_LOCK_PAGER = 10, /* the pager's tables; never held while resolving */
 	GMEM_LOCK_INVALIDATE = 20, /* gmem_file.invalidate_lock */
 	GMEM_LOCK_PAGE = 30, /* the LOCKED bit of a page's state word */
+	GMEM_LOCK_CLEARING = 35, /* gmem_mmu.clearing */
 	GMEM_LOCK_MMU = 40, /* gmem_mmu.lock, and the sections in which faults map */
 	GMEM_LOCK_VENDOR = 50, /* who keeps external tables: see mmu/external.h */
 	GMEM_LOCK_LEAF = 90, /* held for a few instructions, nothing is taken under it */

@@ -94,6 +94,8 @@ struct gmem_backing_ops {
 #define GMEM_SIDE_BAR 4u
 /* So too: to make guests come out may fail, and then nothing comes of it. Else a machine ends that cannot be told. */
 #define GMEM_SIDE_MAY_FAIL 8u
+/* Only translations go: what private pages a guest has been given it keeps. */
+#define GMEM_SIDE_KEEP 16u
 
 /*
  * A second stage that maps pages of a file: it must hear of what goes. Embedded in its owner, who is counted.

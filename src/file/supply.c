@@ -12,7 +12,7 @@ void gmem_file_supply(struct gmem_file *file, struct gmem_supply *supply)
 	gmem_rwlock_lock(&file->invalidate_lock);
 	/* What is absent read as zero before. */
 	gmem_file_invalidate_begin(file, supply->off, supply->len,
-				   GMEM_SIDE_SHARED | GMEM_SIDE_PRIVATE | GMEM_SIDE_BAR);
+				   GMEM_SIDE_SHARED | GMEM_SIDE_PRIVATE | GMEM_SIDE_KEEP | GMEM_SIDE_BAR);
 	supply->next = file->supplies;
 	file->supplies = supply;
 	gmem_file_invalidate_end(file, supply->off, supply->len);

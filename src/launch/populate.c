@@ -152,6 +152,7 @@ static int read_old(const struct populate *p, uint64_t off, char *old)
 	return err ? gmem_err_sys(err, "gmem_populate: gfn 0x%llx", (unsigned long long)p->gfn) : 0;
 }
 
+/* With GMEM_SIDE_KEEP the page stays what the guest was given, with other bytes. */
 static void begin(const struct populate *p, uint64_t off, uint32_t sides)
 {
 	gmem_file_invalidate_begin(p->file, off, GMEM_PAGE_SIZE, sides);
@@ -237,7 +238,7 @@ static int populate_present(struct populate *p, uint64_t off)
 		err = gmem_err(-EIO, "gmem_populate: gfn 0x%llx: launched before, or touched by the guest",
 			       (unsigned long long)p->gfn);
 	} else {
-		begin(p, off, BOTH);
+		begin(p, off, BOTH | GMEM_SIDE_KEEP);
 		err = replace(p, off);
 		end(p, off);
 	}

@@ -42,7 +42,7 @@ bool gmem_mmu_mapped(struct gmem_mmu *mmu, uint64_t gfn)
 	if (!nobody.root)
 		return false;
 	gmem_rwlock_lock_shared(&mmu->lock);
-	mapped = gmem_mmu_walk(&nobody, gfn);
+	mapped = gmem_mmu_entry(&nobody, gfn);
 	gmem_rwlock_unlock_shared(&mmu->lock);
 	return mapped;
 }

@@ -258,7 +258,7 @@ static int fault(struct gmem_vcpu *vcpu, struct gmem_found *f, uint64_t gfn, uin
 			return err;
 		/* The leaf goes, and the page is mapped anew. */
 		if (err == -EADDRINUSE)
-			gmem_mmu_zap(mmu, gfn, 1, GMEM_SIDE_SHARED | GMEM_SIDE_PRIVATE);
+			gmem_mmu_zap(mmu, gfn, 1, GMEM_SIDE_SHARED | GMEM_SIDE_PRIVATE | GMEM_SIDE_KEEP);
 		gmem_mmu_count(vcpu, GMEM_MMU_RETRIES);
 		/* One that is no file's, or another file's. */
 		if (locked && atomic_load(&mmu->invalidating))
@@ -359,6 +359,9 @@ int gmem_mmu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gfn, enum gmem_want want
 				err == -EBADF	? "its file is closed" :
 				err == -EREMOTE ? "the page is on the other side" :
 						  "its bit in the userfault bitmap is set");
+	/* The guest has been given the page; to accept it is its own matter. */
+	if (err == -EACCES)
+		return 0;
 	if (err == -EHWPOISON || err == -EINTR)
 		return gmem_err_sys(err, "guest frame 0x%llx", (unsigned long long)gfn);
 	return err;

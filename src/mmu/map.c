@@ -48,6 +48,8 @@ static bool add_table(struct gmem_vcpu *vcpu, gmem_pte *pte, uint64_t *e)
 
 enum gmem_map_result gmem_mmu_map(struct gmem_vcpu *vcpu, const struct gmem_mapping *m)
 {
+	bool asks = gmem_mmu_asks(vcpu->mmu, m->private);
+	int leaf_level = asks ? GMEM_LEVEL_4K : m->level;
 	gmem_pte *table = vcpu->root;
 
 	for (int level = GMEM_PT_LEVELS;; level--) {
@@ -56,14 +58,25 @@ enum gmem_map_result gmem_mmu_map(struct gmem_vcpu *vcpu, const struct gmem_mapp
 
 		if ((e & GMEM_PTE_PRESENT) && (e & GMEM_PTE_LEAF))
 			return meet_leaf(m, e, level);
+		/* What external tables have is theirs until they are asked. */
+		if (e & GMEM_PTE_LEAF && !asks)
+			return GMEM_MAP_CONFLICT;
 		/* Where a table is, its pages are mapped one by one, though a large leaf would do. */
 		if (!(e & GMEM_PTE_PRESENT)) {
-			if (level <= m->level)
+			if (level <= leaf_level && asks)
+				return gmem_external_set_page(vcpu, m, pte, leaf_of(m, level));
+			if (level <= leaf_level)
 				return gmem_pte_cas(pte, &e, leaf_of(m, level)) ? GMEM_MAP_FIXED : GMEM_MAP_RETRY;
 			if (!add_table(vcpu, pte, &e) && !(e & GMEM_PTE_PRESENT))
 				return GMEM_MAP_RETRY;
 			if (e & GMEM_PTE_LEAF)
 				return meet_leaf(m, e, level);
+		}
+		if (asks && !(e & GMEM_PTE_EXTERNAL)) {
+			enum gmem_map_result r = gmem_external_add_table(vcpu, m->gfn, level - 1, pte, &e);
+
+			if (r != GMEM_MAP_FIXED)
+				return r;
 		}
 		table = gmem_pte_table(e);
 	}

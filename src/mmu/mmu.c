@@ -19,8 +19,10 @@ void gmem_mmu_init(struct gmem_mmu *mmu)
 
 void gmem_mmu_destroy(struct gmem_mmu *mmu)
 {
-	if (mmu->external)
-		mmu->external->ops->free(mmu->external);
+	struct gmem_mmu_external *x = atomic_load(&mmu->external);
+
+	if (x)
+		x->ops->free(x);
 	pthread_mutex_destroy(&mmu->clearing);
 	pthread_mutex_destroy(&mmu->m);
 	gmem_epoch_destroy(&mmu->maps);
@@ -42,11 +44,11 @@ void gmem_mmu_add_vcpu(struct gmem_mmu *mmu, struct gmem_vcpu *vcpu)
 
 int gmem_mmu_set_external(struct gmem_mmu *mmu, struct gmem_mmu_external *external)
 {
-	if (mmu->external)
+	if (atomic_load(&mmu->external))
 		return gmem_err(-EEXIST, "this VM is being launched already");
 	gmem_mmu_invalidate_begin(mmu, 0, 1ull << GMEM_GFN_BITS, GMEM_SIDE_PRIVATE);
 	/* In between nobody maps, so nobody looks. */
-	mmu->external = external;
+	atomic_store(&mmu->external, external);
 	gmem_mmu_invalidate_end(mmu);
 	return 0;
 }

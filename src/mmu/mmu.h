@@ -40,7 +40,7 @@ struct gmem_mmu {
 	_Atomic bool dead; /* the VM is of no more use */
 	_Atomic bool nx_huge_pages; /* a large leaf is never executable; read at each fault, never remembered */
 	bool no_tables; /* somebody else translates for this VM */
-	struct gmem_mmu_external *external; /* set once, while no fault can map; NULL: none */
+	struct gmem_mmu_external *_Atomic external; /* set once, while no fault can map; NULL: none */
 	pthread_mutex_t clearing; /* external pages are taken away by one thread at a time; taken before `lock` */
 	pthread_mutex_t m; /* a leaf; guards the list of vCPUs and `gone` */
 	struct gmem_vcpu *vcpus;
@@ -55,7 +55,7 @@ enum gmem_map_result {
 	GMEM_MAP_SPURIOUS, /* was mapped like this already */
 	GMEM_MAP_RETRY, /* another thread was at the same entry */
 	GMEM_MAP_CONFLICT, /* something else is mapped there */
-	GMEM_MAP_FAILED, /* it cannot be: vcpu->map_err */
+	GMEM_MAP_FAILED, /* it cannot be: vcpu->map_err, with text */
 };
 
 /* A vCPU as the MMU sees it. One thread at a time, but for `cancel` and looking at the counts. */
@@ -132,7 +132,7 @@ bool gmem_mmu_has_gate(struct gmem_vcpu *vcpu, uint64_t gfn);
 /* The guest-physical address of one in a slot's gate; false: it is in none. */
 bool gmem_mmu_behind_gate(struct gmem_vcpu *vcpu, const void *hva, uint64_t *ret_gpa);
 
-/* The frame has a translation. */
+/* The frame has a translation, or is a private page that the guest was given. */
 bool gmem_mmu_mapped(struct gmem_mmu *mmu, uint64_t gfn);
 
 /* Nobody can see the table of slots any more that is returned. slots_lock held. */
@@ -184,22 +184,30 @@ void gmem_mmu_stats(struct gmem_mmu *mmu, struct gmem_vm_stats *stats);
 /* ---- walk */
 
 /*
- * The entry of a guest frame, as a leaf of 4 KiB; 0: none. Inside an epoch, where the frame it names may be used; after
- * gmem_mmu_reload().
+ * The entry of a guest frame, as a leaf of 4 KiB; 0: none. It may be one that is not PRESENT. Inside an epoch, where the
+ * frame it names may be used; after gmem_mmu_reload().
  */
-static inline uint64_t gmem_mmu_walk(const struct gmem_vcpu *vcpu, uint64_t gfn)
+static inline uint64_t gmem_mmu_entry(const struct gmem_vcpu *vcpu, uint64_t gfn)
 {
 	const gmem_pte *table = vcpu->root;
 
 	for (int level = GMEM_PT_LEVELS;; level--) {
 		uint64_t e = atomic_load(&table[gmem_pt_index(gfn, level)]);
 
-		if (!(e & GMEM_PTE_PRESENT))
-			return 0;
 		if (e & GMEM_PTE_LEAF)
 			return e + ((gfn & (gmem_level_pages(level) - 1)) << GMEM_PAGE_SHIFT);
+		if (!(e & GMEM_PTE_PRESENT))
+			return 0;
 		table = gmem_pte_table(e);
 	}
+}
+
+/* So too, of what may be followed. */
+static inline uint64_t gmem_mmu_walk(const struct gmem_vcpu *vcpu, uint64_t gfn)
+{
+	uint64_t e = gmem_mmu_entry(vcpu, gfn);
+
+	return e & GMEM_PTE_PRESENT ? e : 0;
 }
 
 /* ---- map.c: the core that the fault and the private entry share */
@@ -317,13 +325,37 @@ void gmem_hva_drain(struct gmem_mmu *mmu, struct gmem_slot *slot);
 /* ---- zap.c */
 
 /*
- * Translations of those sides in [gfn, gfn + npages) go, and no fault makes one before the matching end. No mmu lock
- * held, and in no section.
+ * Translations of those sides in [gfn, gfn + npages) go, and no fault makes one before the matching end. Private pages
+ * are taken from the guest, but for GMEM_SIDE_KEEP, as far as external tables say whose they are. No mmu lock held, and
+ * in no section.
  */
 void gmem_mmu_invalidate_begin(struct gmem_mmu *mmu, uint64_t gfn, uint64_t npages, uint32_t sides);
 void gmem_mmu_invalidate_end(struct gmem_mmu *mmu);
 /* Both in one. */
 void gmem_mmu_zap(struct gmem_mmu *mmu, uint64_t gfn, uint64_t npages, uint32_t sides);
+
+/* ---- external.c: what external tables have to agree to. Without any, nothing */
+
+/* A private leaf of 4 KiB goes into an entry that has none PRESENT, if they agree. As gmem_mmu_map(). */
+enum gmem_map_result gmem_external_set_page(struct gmem_vcpu *vcpu, const struct gmem_mapping *m, gmem_pte *pte,
+					    uint64_t leaf);
+/* They have a table too beside the one of `level` that *e is the entry of; *e is what is there then. As above. */
+enum gmem_map_result gmem_external_add_table(struct gmem_vcpu *vcpu, uint64_t gfn, int level, gmem_pte *pte,
+					     uint64_t *e);
+/* They are to be asked about private pages. */
+static inline bool gmem_mmu_asks(const struct gmem_mmu *mmu, bool private)
+{
+	return private && atomic_load(&mmu->external);
+}
+
+/* Private pages stop being such. Nothing of them is mapped, and no fault maps anything. */
+void gmem_mmu_release(struct gmem_mmu *mmu, uint64_t gfn, uint64_t npages);
+/*
+ * The guest accepts a private page that it was given, or takes that back: 0; 1: nothing was to be changed. -ENOENT: it
+ * was not given any, or not yet: see gmem_mmu_fault(). -EREMOTE: it is shared. -EOPNOTSUPP: guests are not asked. Else
+ * what the tables answer. No lock held.
+ */
+int gmem_mmu_accept(struct gmem_vcpu *vcpu, uint64_t gfn, bool accept);
 
 /* ---- track.c: pages whose writes are watched: mapped read-only, a write is refused */
 

@@ -61,6 +61,8 @@ int gmem_mmu_map_private_pfn(struct gmem_vcpu *vcpu, uint64_t gfn, uint64_t pfn)
 		r = gmem_mmu_map(vcpu, &m);
 		gmem_rwlock_unlock(&mmu->lock);
 	} while (r == GMEM_MAP_RETRY);
+	if (r == GMEM_MAP_FAILED)
+		return gmem_err_prefix(vcpu->map_err, "gmem_mmu_map_private_pfn: gfn 0x%llx", (unsigned long long)gfn);
 	if (r != GMEM_MAP_FIXED)
 		return gmem_err(-EIO, "gmem_mmu_map_private_pfn: gfn 0x%llx: %s", (unsigned long long)gfn,
 				r == GMEM_MAP_SPURIOUS ? "mapped already" : "something else is mapped there");

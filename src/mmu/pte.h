@@ -20,6 +20,13 @@ typedef _Atomic uint64_t gmem_pte;
 #define GMEM_PTE_EXEC (1ull << 2)
 #define GMEM_PTE_LEAF (1ull << 3)
 #define GMEM_PTE_PRIVATE (1ull << 4) /* of a leaf: which side of the page it maps */
+/*
+ * With external tables (external.h). A private leaf that they have is not PRESENT while it is FROZEN, or PENDING, or if
+ * only its translation was taken away: none of these is followed. A table that is PRESENT may be FROZEN, and is followed.
+ */
+#define GMEM_PTE_FROZEN (1ull << 5) /* they are being asked: to be looked at again */
+#define GMEM_PTE_PENDING (1ull << 6) /* the guest has not accepted the page */
+#define GMEM_PTE_EXTERNAL (1ull << 7) /* of a table: they have one too */
 #define GMEM_PTE_FLAGS 0xfffull /* the rest: a frame's address, or a table's */
 
 #define GMEM_PT_LEVELS 4

@@ -24,7 +24,7 @@ int gmem_mmu_track_write(struct gmem_mmu *mmu, uint64_t gfn, bool on)
 	}
 	__atomic_store_n(&tracked[gfn - slot->gfn], on, __ATOMIC_SEQ_CST);
 	/* What is mapped goes, and a fault that looked before this retries. */
-	gmem_mmu_zap(mmu, gfn, 1, GMEM_SIDE_SHARED | GMEM_SIDE_PRIVATE);
+	gmem_mmu_zap(mmu, gfn, 1, GMEM_SIDE_SHARED | GMEM_SIDE_PRIVATE | GMEM_SIDE_KEEP);
 	gmem_hva_drain(mmu, slot);
 	return 0;
 }

@@ -29,7 +29,7 @@ static void zap(struct gmem_slot *slot, uint64_t page, uint64_t npages)
 {
 	/* The caller's memory is not mapped. */
 	if (gmem_slot_has_file(slot))
-		gmem_mmu_zap(&slot->vm->mmu, slot->gfn + page, npages, BOTH);
+		gmem_mmu_zap(&slot->vm->mmu, slot->gfn + page, npages, BOTH | GMEM_SIDE_KEEP);
 }
 
 /* Guests on KVM. Neither, or both. */

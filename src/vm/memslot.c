@@ -44,9 +44,11 @@ static struct gmem_slot *slot_of(struct gmem_binding *b)
 static int invalidate_begin(struct gmem_binding *b, uint64_t off, uint64_t len, uint32_t sides)
 {
 	struct gmem_slot *slot = slot_of(b);
+	uint64_t gfn = slot->gfn + ((off - slot->off) >> GMEM_PAGE_SHIFT), npages = len >> GMEM_PAGE_SHIFT;
 
-	gmem_mmu_invalidate_begin(&slot->vm->mmu, slot->gfn + ((off - slot->off) >> GMEM_PAGE_SHIFT),
-				  len >> GMEM_PAGE_SHIFT, sides & BOTH);
+	gmem_mmu_invalidate_begin(&slot->vm->mmu, gfn, npages, sides & (BOTH | GMEM_SIDE_KEEP));
+	if ((sides & GMEM_SIDE_PRIVATE) && !(sides & GMEM_SIDE_KEEP))
+		gmem_mmu_release(&slot->vm->mmu, gfn, npages);
 	return gmem_kvm_slot_invalidate(slot, off, len, sides);
 }
 
@@ -71,6 +73,7 @@ static void close_file(struct gmem_binding *b)
 	if (gmem_file_unbind(b)) {
 		atomic_store(&slot->file, NULL);
 		gmem_mmu_zap(&vm->mmu, slot->gfn, slot->npages, BOTH);
+		gmem_mmu_release(&vm->mmu, slot->gfn, slot->npages);
 		gmem_mmu_wait_readers(&vm->mmu);
 		gmem_kvm_slot_lose_file(slot);
 	}
@@ -377,7 +380,7 @@ static int set_flags(struct gmem_vm *vm, struct gmem_slot *slot, const struct gm
 	if (had == bitmap)
 		return 0;
 	if (bitmap && gmem_slot_has_file(slot))
-		gmem_mmu_zap(&vm->mmu, slot->gfn, slot->npages, BOTH);
+		gmem_mmu_zap(&vm->mmu, slot->gfn, slot->npages, BOTH | GMEM_SIDE_KEEP);
 	if (bitmap)
 		err = gmem_kvm_slot_set_userfault(slot);
 	if (err) {

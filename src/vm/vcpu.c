@@ -102,6 +102,21 @@ static int pre_fault_page(struct gmem_vcpu *vcpu, uint64_t gfn, enum gmem_want w
 	return err;
 }
 
+/* Of a call about whole pages. */
+static int check_pages(const struct gmem_vm *vm, const char *who, uint64_t *gpa, uint64_t len, enum gmem_want *ret_want)
+{
+	int err;
+
+	if (!len || !gmem_page_aligned(*gpa) || !gmem_page_aligned(len) || *gpa + len < *gpa)
+		return gmem_err(-EINVAL, "%s: gpa 0x%llx, len 0x%llx: not page-aligned, empty or wraps", who,
+				(unsigned long long)*gpa, (unsigned long long)len);
+	err = gmem_vm_decode_gpa(vm, who, *gpa, gpa, ret_want);
+	if (!err && len > (vm->gfn_end << GMEM_PAGE_SHIFT) - *gpa)
+		err = gmem_err(-EINVAL, "%s: gpa 0x%llx, len 0x%llx: beyond what the guest can address", who,
+			       (unsigned long long)*gpa, (unsigned long long)len);
+	return err;
+}
+
 int gmem_vcpu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t len, uint64_t *ret_done)
 {
 	const struct gmem_vm *vm = gmem_cpu_of(vcpu)->vm;
@@ -111,15 +126,7 @@ int gmem_vcpu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t len, uint
 
 	if (gmem_cpu_of(vcpu)->kind == GMEM_VCPU_ACCESSOR)
 		gmem_accessor_close((struct gmem_accessor *)vcpu);
-	if (!len || !gmem_page_aligned(gpa) || !gmem_page_aligned(len) || gpa + len < gpa)
-		return gmem_err(-EINVAL,
-				"gmem_vcpu_pre_fault: gpa 0x%llx, len 0x%llx: not page-aligned, empty or wraps",
-				(unsigned long long)gpa, (unsigned long long)len);
-	err = gmem_vm_decode_gpa(vm, "gmem_vcpu_pre_fault", gpa, &gpa, &want);
-	if (!err && len > (vm->gfn_end << GMEM_PAGE_SHIFT) - gpa)
-		err = gmem_err(-EINVAL,
-			       "gmem_vcpu_pre_fault: gpa 0x%llx, len 0x%llx: beyond what the guest can address",
-			       (unsigned long long)gpa, (unsigned long long)len);
+	err = check_pages(vm, "gmem_vcpu_pre_fault", &gpa, len, &want);
 	if (err)
 		return err;
 	for (; done < len; done += GMEM_PAGE_SIZE) {
@@ -131,6 +138,51 @@ int gmem_vcpu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t len, uint
 		*ret_done = done;
 	/* What was done stands, as with KVM_PRE_FAULT_MEMORY: the error comes when nothing could be. */
 	return !done ? gmem_err_prefix(err, "gmem_vcpu_pre_fault") : 0;
+}
+
+/* A page that the guest has not touched before is given to it first. */
+static int accept_page(struct gmem_vcpu *vcpu, uint64_t gpa, bool accept)
+{
+	struct gmem_cpu *cpu = gmem_cpu_of(vcpu);
+	struct gmem_mmu_exit exit = { .memory_fault = false };
+	uint64_t gfn = gpa >> GMEM_PAGE_SHIFT;
+	struct gmem_hva hva;
+	int err;
+
+	while ((err = gmem_mmu_accept(vcpu, gfn, accept)) == -ENOENT || err == -EREMOTE) {
+		err = gmem_mmu_fault(vcpu, gfn, GMEM_ACCESS_READ, GMEM_WANT_PRIVATE, &exit, &hva);
+		if (err && err != -EACCES)
+			break;
+	}
+	if (exit.memory_fault)
+		cpu->exit = gmem_exit_memory_fault(gpa, &exit);
+	return err;
+}
+
+int gmem_vcpu_accept(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t len, bool accept, uint64_t *ret_done)
+{
+	const struct gmem_vm *vm = gmem_cpu_of(vcpu)->vm;
+	bool changed = false;
+	uint64_t done = 0;
+	enum gmem_want want;
+	int err;
+
+	if (gmem_cpu_of(vcpu)->kind == GMEM_VCPU_ACCESSOR)
+		gmem_accessor_close((struct gmem_accessor *)vcpu);
+	err = check_pages(vm, "gmem_vcpu_accept", &gpa, len, &want);
+	if (!err && want != GMEM_WANT_PRIVATE)
+		err = gmem_err(-EINVAL, "gmem_vcpu_accept: gpa 0x%llx: a shared address, or none of its kind",
+			       (unsigned long long)gpa);
+	for (; !err && done < len; done += GMEM_PAGE_SIZE) {
+		err = accept_page(vcpu, gpa + done, accept);
+		if (err < 0)
+			break;
+		changed |= !err;
+		err = 0;
+	}
+	if (ret_done)
+		*ret_done = done;
+	return err ? gmem_err_prefix(err, "gmem_vcpu_accept") : !changed;
 }
 
 int gmem_vcpu_answer(struct gmem_vcpu *vcpu, uint64_t value)
