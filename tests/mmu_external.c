@@ -199,6 +199,7 @@ static void set_up(struct scene *s)
 
 static void tear_down(struct scene *s)
 {
+	s->k->peeker = NULL;
 	gmem_vcpu_free(s->vcpu);
 	gmem_vm_free(s->vm);
 	CHECK(freed);
