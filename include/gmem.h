@@ -855,7 +855,7 @@ enum gmem_launch_page {
 	GMEM_LAUNCH_NORMAL = 1, /* its bytes are measured. TDX: TDH.MEM.PAGE.ADD and 16 of TDH.MR.EXTEND */
 	GMEM_LAUNCH_ZERO = 3, /* SNP only: zeros, without a source */
 	GMEM_LAUNCH_UNMEASURED = 4, /* that it was added is measured, its bytes are not. TDX: TDH.MEM.PAGE.ADD */
-	GMEM_LAUNCH_SECRETS = 5, /* SNP only: the firmware makes the page; a source is needed all the same, as KVM has it */
+	GMEM_LAUNCH_SECRETS = 5, /* SNP only: the firmware makes the page. KVM wants a source all the same */
 	GMEM_LAUNCH_CPUID = 6, /* SNP only: a table of CPUID values, which the firmware checks */
 };
 

@@ -3,8 +3,8 @@
  * One confidential launch, whoever does it: AMD's firmware or Intel's module emulated (snp/, tdx/), or KVM's (kvm/).
  *
  * Enters: commands, as KVM_MEMORY_ENCRYPT_OP takes them. Leaves: private pages, and the digest. The launch belongs to
- * its creator; an emulated one has a reference to its VM, and the state of its guest belongs to that VM, as its external
- * tables. Lock: emulated, `vm->slots_lock` guards everything here; on KVM, KVM's own.
+ * its creator; an emulated one has a reference to its VM, and the state of its guest belongs to that VM, as its
+ * external tables. Lock: emulated, `vm->slots_lock` guards everything here; on KVM, KVM's own.
  */
 #ifndef GMEM_LAUNCH_LAUNCH_H
 #define GMEM_LAUNCH_LAUNCH_H

@@ -22,8 +22,8 @@ struct gmem_mmu_external;
 
 struct gmem_mmu_external_ops {
 	/*
-	 * There is to be a table of `level` for the frame (1: its entries are pages), in one of level + 1 that there is;
-	 * level 4 is the root, never asked for. Once for each; tables live as long as the VM. NULL: no tables are kept.
+	 * There is to be a table of `level` for the frame (1: its entries are pages), in the one of level + 1. Level 4
+	 * is the root, never asked for. Once for each; tables live as long as the VM. NULL: no tables are kept.
 	 * -EAGAIN: busy, it is asked again. Any other error is passed on to who wanted the page.
 	 */
 	int (*add_table)(struct gmem_mmu_external *x, uint64_t gfn, int level);

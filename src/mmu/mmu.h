@@ -184,8 +184,8 @@ void gmem_mmu_stats(struct gmem_mmu *mmu, struct gmem_vm_stats *stats);
 /* ---- walk */
 
 /*
- * The entry of a guest frame, as a leaf of 4 KiB; 0: none. It may be one that is not PRESENT. Inside an epoch, where the
- * frame it names may be used; after gmem_mmu_reload().
+ * The entry of a guest frame, as a leaf of 4 KiB; 0: none. It may be one that is not PRESENT. Inside an epoch, where
+ * the frame it names may be used; after gmem_mmu_reload().
  */
 static inline uint64_t gmem_mmu_entry(const struct gmem_vcpu *vcpu, uint64_t gfn)
 {

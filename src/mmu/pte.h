@@ -22,7 +22,7 @@ typedef _Atomic uint64_t gmem_pte;
 #define GMEM_PTE_PRIVATE (1ull << 4) /* of a leaf: which side of the page it maps */
 /*
  * With external tables (external.h). A private leaf that they have is not PRESENT while it is FROZEN, or PENDING, or if
- * only its translation was taken away: none of these is followed. A table that is PRESENT may be FROZEN, and is followed.
+ * only its translation was taken away: none of these is followed. A table that is FROZEN is.
  */
 #define GMEM_PTE_FROZEN (1ull << 5) /* they are being asked: to be looked at again */
 #define GMEM_PTE_PENDING (1ull << 6) /* the guest has not accepted the page */
