@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "base/range.h"
-#include "launch/firmware.h"
+#include "launch/firmware/firmware.h"
 
 #define MAX GMEM_FIRMWARE_MAX_SECTIONS
 

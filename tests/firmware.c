@@ -5,7 +5,7 @@
 #include "../demo/firmware.h"
 #include "base/le.h"
 #include "base/range.h"
-#include "launch/firmware.h"
+#include "launch/firmware/firmware.h"
 #include "launch_util.h"
 
 #define MAX GMEM_FIRMWARE_MAX_SECTIONS

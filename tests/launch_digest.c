@@ -11,7 +11,7 @@
 #include "../demo/firmware.h"
 #include "../demo/firmware_digests.h"
 #include "base/le.h"
-#include "launch/firmware.h"
+#include "launch/firmware/firmware.h"
 #include "launch/sha384.h"
 #include "launch/snp_digest.h"
 #include "launch/tdx_digest.h"

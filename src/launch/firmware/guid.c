@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "launch/firmware.h"
+#include "launch/firmware/firmware.h"
 
 #include <errno.h>
 #include <inttypes.h>
