@@ -135,21 +135,33 @@ static const struct damage damages[] = {
 	  { { FOOTER_LEN, 2, 17 } },
 	  -EBADMSG,
 	  "offset 0x3fffce: a GUID table" },
-	{ "only a footer", SEV_META, { { FOOTER_LEN, 2, 18 } }, -ENOENT, "no SEV metadata" },
+	{ "only a footer",
+	  SEV_META,
+	  { { FOOTER_LEN, 2, 18 } },
+	  -ENOENT,
+	  "no dc886566-984a-4798-a75e-5585a7bf67cc (SEV metadata)" },
 	{ "no room for an entry", SEV_META, { { FOOTER_LEN, 2, 18 + 17 } }, -EBADMSG, "17 bytes of the GUID table" },
 	{ "table ends inside an entry", SEV_META, { { FOOTER_LEN, 2, 18 + 21 } }, -EBADMSG, "entry of 22 bytes" },
 	{ "entry of length 0", SEV_META, { { ENTRY_LEN(1), 2, 0 } }, -EBADMSG, "entry of 0 bytes" },
 	{ "entry shorter than its tail", TDVF_META, { { ENTRY_LEN(1), 2, 17 } }, -EBADMSG, "entry of 17 bytes" },
 	{ "entry longer than the table", TDVF_META, { { ENTRY_LEN(1), 2, 67 } }, -EBADMSG, "entry of 67 bytes" },
 	{ "other damage than its own", SEV_META, { { ENTRY_LEN(3), 2, 0 } }, -EBADMSG, "entry of 0 bytes" },
-	{ "no SEV entry", SEV_META, { { ENTRY_GUID(2), 1, 0 } }, -ENOENT, "no SEV metadata" },
-	{ "no TDX entry", TDVF_META, { { ENTRY_GUID(3), 1, 0 } }, -ENOENT, "no TDX metadata" },
+	{ "no SEV entry",
+	  SEV_META,
+	  { { ENTRY_GUID(2), 1, 0 } },
+	  -ENOENT,
+	  "no dc886566-984a-4798-a75e-5585a7bf67cc (SEV metadata)" },
+	{ "no TDX entry",
+	  TDVF_META,
+	  { { ENTRY_GUID(3), 1, 0 } },
+	  -ENOENT,
+	  "no e47a6535-984a-4798-865e-4685a7bf8ec2 (TDX metadata)" },
 	{ "SEV with no TDX entry", SEV_META, { { ENTRY_GUID(3), 1, 0 } }, 2, NULL },
 	{ "entry without data",
 	  TDVF_META,
 	  { { ENTRY_LEN(3), 2, 18 }, { FOOTER_LEN, 2, 80 } },
 	  -EBADMSG,
-	  "0 bytes lead to" },
+	  "(TDX metadata) has 0 bytes of data, not 4" },
 	{ "metadata at the end", SEV_META, { { ENTRY(2), 4, 15 } }, -EBADMSG, "begins 0xf bytes before the end" },
 	{ "metadata before the image",
 	  SEV_META,
@@ -193,6 +205,13 @@ static const struct damage damages[] = {
 	{ "side by side", SEV_META, { { SEV_SECTION(1, 0), 4, 0x809000 } }, 2, NULL },
 	{ "type 0", SEV_META, { { SEV_SECTION(0, 8), 4, 0 } }, -EBADMSG, "section 0: unknown type 0x0" },
 	{ "type 5", SEV_META, { { SEV_SECTION(0, 8), 4, 5 } }, -EBADMSG, "section 0: unknown type 0x5" },
+	{ "secrets of two pages",
+	  SEV_META,
+	  { { SEV_SECTION(0, 4), 4, 0x2000 }, { SEV_SECTION(0, 8), 4, 2 } },
+	  -EBADMSG,
+	  "section 0: 0x2000 bytes of type 2, not one page" },
+	{ "CPUID of 17 pages", SEV_META, { { SEV_SECTION(1, 8), 4, 3 } }, -EBADMSG, "of type 3, not one page" },
+	{ "secrets", SEV_META, { { SEV_SECTION(0, 4), 4, 0x1000 }, { SEV_SECTION(0, 8), 4, 2 } }, 2, NULL },
 	{ "types", SEV_META, { { SEV_SECTION(0, 8), 4, 0x10 }, { SEV_SECTION(1, 8), 4, 4 } }, 2, NULL },
 	/* TDVF sections: 0 BFV, 1 CFV, 2 TEMP_MEM, 3 TD_HOB */
 	{ "gpa", TDVF_META, { { TDVF_SECTION(2, 8), 8, 0x810010 } }, -EBADMSG, "section 2: gpa 0x810010" },
@@ -288,7 +307,7 @@ TEST(a_guid_twice_in_the_table_is_refused)
 
 	memcpy(end - ENTRY(1), end - ENTRY(2), 22);
 	CHECK_ERR(parse(SEV_META, image, DEMO_FIRMWARE_LEN, MAX), -EBADMSG);
-	CHECK_HAS(gmem_last_error(), "the GUID of the SEV metadata is twice");
+	CHECK_HAS(gmem_last_error(), "(SEV metadata) is twice");
 	CHECK_EQ(parse(TDVF_META, image, DEMO_FIRMWARE_LEN, MAX), 4);
 	free(image);
 }

@@ -276,7 +276,8 @@ TEST(firmware_errors)
 	CHECK_ERR(launch_image(s.launch, s.image, LEN - 1, NULL, NULL), -EINVAL);
 	CHECK_ERR(launch_image(s.launch, s.image, 0, NULL, NULL), -EINVAL);
 	CHECK_ERR(launch_image(s.launch, s.image, P, NULL, NULL), -ENOENT);
-	/* The first section's type. */
+	/* The first section's length and type. */
+	gmem_put_le32(s.image + LEN - DEMO_FIRMWARE_SEV + 16 + 4, P);
 	gmem_put_le32(s.image + LEN - DEMO_FIRMWARE_SEV + 16 + 8, 2);
 	CHECK_ERR(launch_image(s.launch, s.image, LEN, NULL, NULL), -EOPNOTSUPP);
 	CHECK_HAS(gmem_last_error(), "secrets");

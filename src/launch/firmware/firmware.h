@@ -86,8 +86,8 @@ int gmem_firmware_sev(const void *image, size_t len, struct gmem_sev_section *se
 int gmem_firmware_tdvf(const void *image, size_t len, struct gmem_tdvf_section *sections, size_t max);
 
 /*
- * Where an image of `len` bytes begins that ends `above` bytes below 4 GiB: whole pages, none of them at gpa 0.
- * Firmware: `above` is 0. -EINVAL.
+ * Where an image of `len` bytes begins that ends `above` bytes below 4 GiB; of firmware, `above` is 0. -EINVAL: one of
+ * them is not whole pages, there is no image, or it would begin below gpa 0.
  */
 int gmem_firmware_gpa(uint64_t len, uint64_t above, uint64_t *ret_gpa);
 
@@ -117,8 +117,8 @@ struct gmem_firmware_hashes {
 /*
  * Where the table of kernel hashes goes, `sections` being the `n` that gmem_firmware_sev() answered for this image.
  * -ENOENT: the firmware cannot be given a kernel, having no block in its GUID table that names the table's address, or
- * no section for it. -EBADMSG: it has, but the table does not lie in the one page of the section: the firmware
- * would read hashes that are not measured.
+ * no section for it. -EBADMSG: it has two sections, or the table does not lie in the one page of the section: the
+ * firmware would read hashes that are not measured.
  */
 int gmem_firmware_kernel_hashes(const void *image, size_t len, const struct gmem_sev_section *sections, size_t n,
 				struct gmem_firmware_hashes *ret);
