@@ -347,6 +347,30 @@ TEST(truncated_images)
 	free(image);
 }
 
+/* What is missing in front is the variable store, no more and no less: only then it is the code alone. */
+TEST(code_without_its_variables)
+{
+	uint8_t *image = new_firmware(), *end = image + DEMO_FIRMWARE_LEN;
+
+	CHECK_EQ(parse_copy(SEV_META, image + CFV_LEN, BFV_LEN), 2);
+	CHECK_ERR(parse_copy(TDVF_META, image + CFV_LEN, BFV_LEN), -EBADMSG);
+	CHECK_HAS(gmem_last_error(), "offset 0x37bd10: the sections end 0x84000 bytes past the image's end");
+	CHECK_HAS(gmem_last_error(), "OVMF_CODE.fd");
+	CHECK_ERR(parse_copy(TDVF_META, image + CFV_LEN + 1, BFV_LEN - 1), -EBADMSG);
+	CHECK_HAS(gmem_last_error(), "section 0: its 0x37c000 bytes at 0x84000 are not inside the image of 0x37bfff");
+	CHECK_ERR(parse_copy(TDVF_META, image + CFV_LEN - 1, BFV_LEN + 1), -EBADMSG);
+	CHECK_HAS(gmem_last_error(), "are not inside the image of 0x37c001");
+	/* With no variable store to miss, or one that is not in front. */
+	gmem_put_le32(end - TDVF_SECTION(1, 0), 1);
+	CHECK_ERR(parse_copy(TDVF_META, image + CFV_LEN, BFV_LEN), -EBADMSG);
+	CHECK_HAS(gmem_last_error(), "are not inside the image");
+	gmem_put_le32(end - TDVF_SECTION(1, 0), 0);
+	gmem_put_le32(end - TDVF_SECTION(1, 24), GMEM_TDVF_SECTION_PAYLOAD);
+	CHECK_ERR(parse_copy(TDVF_META, image + CFV_LEN, BFV_LEN), -EBADMSG);
+	CHECK_HAS(gmem_last_error(), "are not inside the image");
+	free(image);
+}
+
 TEST(random_damage_never_crashes)
 {
 	uint8_t *image = new_firmware(), *end = image + DEMO_FIRMWARE_LEN, tables[TABLES];

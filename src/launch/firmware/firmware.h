@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What a guest firmware image (OVMF and its kind) says about its own launch. Its last bytes hold a table of GUIDs, whose
- * entries lead to metadata (the pages an SEV-SNP guest needs besides the firmware itself, "ASEV"; the sections a TDX
- * guest is built from, "TDVF") or are small blocks themselves.
+ * What a guest firmware image (OVMF and its kind) says about its own launch. Its last bytes hold a table of GUIDs.
+ * Entries lead to metadata (the pages an SEV-SNP guest needs besides the firmware itself, "ASEV"; the sections a TDX
+ * guest is built from, "TDVF"), or are small blocks themselves.
  * Enters: the whole image as bytes of any alignment, borrowed for the call and trusted in nothing. Leaves: sections in
  * the order of their table, which is the order they are measured in, and addresses, all checked as said below. Nothing
  * is allocated. No lock, but nobody may write to the image during the call.

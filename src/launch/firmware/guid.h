@@ -40,8 +40,8 @@ const char *gmem_guid_text(enum gmem_guid guid, char text[GMEM_GUID_TEXT_LEN]);
 bool gmem_guid_table(const struct gmem_firmware_image *im, size_t *ret_off);
 
 /*
- * Finds the `len` bytes of data that the entry of this GUID has. Walks all of the table even when the entry is found: two
- * readers that disagree about which of two entries counts would measure different things.
+ * Finds the `len` bytes of data that the entry of this GUID has. Walks all of the table even when the entry is found:
+ * two readers that disagree about which of two entries counts would measure different things.
  * -ENOENT, -EBADMSG (the table is malformed, the GUID twice in it, its data of another length).
  */
 int gmem_guid_find(const struct gmem_firmware_image *im, enum gmem_guid guid, size_t len, size_t *ret_off);

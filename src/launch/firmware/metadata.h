@@ -23,7 +23,7 @@ struct gmem_metadata_kind {
 int gmem_metadata_open(const struct gmem_firmware_image *im, const struct gmem_metadata_kind *kind, size_t max,
 		       size_t *ret_off);
 
-/* Of section `i`, which the image has at `off`: whole pages below `limit`. -EBADMSG; no overflow for any gpa and len. */
+/* Of section `i`, which the image has at `off`: whole pages below `limit`, with no overflow for any gpa and len. */
 int gmem_metadata_check_range(const struct gmem_firmware_image *im, size_t off, size_t i, uint64_t gpa, uint64_t len,
 			      uint64_t limit);
 

@@ -46,24 +46,25 @@ static int find_section(const struct gmem_firmware_image *im, const struct gmem_
 /* Without an address, or without a section, or without both: says which, by its GUID. */
 static int no_place(const struct gmem_firmware_image *im, bool address, bool section)
 {
-	enum gmem_guid guid = address ? GMEM_GUID_SEV_METADATA : GMEM_GUID_HASH_TABLE;
 	char table[GMEM_GUID_TEXT_LEN], metadata[GMEM_GUID_TEXT_LEN];
-	size_t off = 0;
+	const char *lacks;
+	size_t off;
+	int err;
 
-	/* Of the entry that should say more, or of the table that should have it. */
-	if (gmem_guid_find(im, guid, address ? sizeof(uint32_t) : 2 * sizeof(uint32_t), &off))
-		gmem_guid_table(im, &off);
 	gmem_guid_text(GMEM_GUID_HASH_TABLE, table);
 	gmem_guid_text(GMEM_GUID_SEV_METADATA, metadata);
+	err = gmem_guid_find(im, GMEM_GUID_HASH_TABLE, 2 * sizeof(uint32_t), &off);
+	if (err && !gmem_guid_table(im, &off))
+		return err;
+	lacks = err ? "is not in the GUID table" : "names no address";
 	if (address)
 		return gmem_firmware_err(im, -ENOENT, off,
 					 "no kernel for this firmware: %s has no section for its hashes", metadata);
 	if (section)
-		return gmem_firmware_err(im, -ENOENT, off, "no kernel for this firmware: %s is not there, or 0", table);
-	return gmem_firmware_err(
-		im, -ENOENT, off,
-		"no kernel for this firmware: %s is not there, or 0, and %s has no section for its hashes", table,
-		metadata);
+		return gmem_firmware_err(im, -ENOENT, off, "no kernel for this firmware: %s %s", table, lacks);
+	return gmem_firmware_err(im, -ENOENT, off,
+				 "no kernel for this firmware: %s %s, and %s has no section for its hashes", table,
+				 lacks, metadata);
 }
 
 int gmem_firmware_kernel_hashes(const void *image, size_t len, const struct gmem_sev_section *sections, size_t n,

@@ -60,9 +60,9 @@ static void read_section(const struct gmem_firmware_image *im, size_t off, struc
 }
 
 /*
- * Firmware is also shipped in two files, code and variable store: the metadata, at the end of the code, count in the whole
- * that begins with the variables. Told apart from other damage so that the user knows which file to take: what is
- * missing is as long as the CFV, which the image was to begin with.
+ * Firmware is also shipped in two files, code and variable store: the metadata, at the end of the code, count from the
+ * beginning of the whole, which is the variables'. Told apart from other damage so that the user knows which file to
+ * take: what is missing is as long as the CFV, which the image was to begin with.
  */
 static int check_whole(const struct gmem_firmware_image *im, size_t first, const struct gmem_tdvf_section *s, int n)
 {
