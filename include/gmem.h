@@ -1054,7 +1054,7 @@ struct gmem_guest {
 	enum gmem_vmm vmm;
 	uint32_t flags; /* GMEM_GUEST_* */
 	const struct gmem_kernel_hashes *kernel; /* SNP; NULL: no kernel is given */
-	/* GMEM_VMM_SVSM: the SVSM, and the length of the file of variables, which lies behind the firmware. */
+	/* GMEM_VMM_SVSM: the SVSM, and the length of the file of variables, which lies between it and the firmware. */
 	const void *svsm;
 	uint64_t svsm_len, vars_len;
 	/* SNP: its vCPUs. */

@@ -82,11 +82,10 @@ TEST(code_alone)
 	check_sev(image, 0x1e0000);
 	CHECK_OK(gmem_firmware_gpa(0x1e0000, 0, &gpa));
 	CHECK_EQ(gpa, 0xffe20000);
-	CHECK_SAYS(
-		gmem_firmware_tdvf(image, 0x1e0000, s, MAX), -EBADMSG,
-		"gmem_firmware_tdvf: offset 0x1df7d0: the sections end 0x20000 bytes past the image's end: it is the code "
-		"alone (OVMF_CODE.fd), without the 0x20000 bytes of variable store before it. A TDX guest needs both in "
-		"one image (OVMF.fd)");
+	CHECK_SAYS(gmem_firmware_tdvf(image, 0x1e0000, s, MAX), -EBADMSG,
+		   "gmem_firmware_tdvf: offset 0x1df7d0: the sections end 0x20000 bytes past the image's end: ");
+	CHECK_HAS(gmem_last_error(), ": it is the code alone (OVMF_CODE.fd), without the 0x20000 bytes of variable "
+				     "store before it. A TDX guest needs both in one image (OVMF.fd)");
 	CHECK_SAYS(gmem_firmware_tdvf(vars, 0x20000, s, MAX), -ENOENT, TDX_METADATA);
 	CHECK_HAS(gmem_last_error(), "offset 0x1ffd0: no GUID table");
 	vars = realloc(vars, 0x200000);
