@@ -256,6 +256,19 @@ TEST(images_end_below_4_gib)
 	CHECK_EQ(gpa, 7);
 }
 
+TEST(sections_lie_beside_the_image)
+{
+	static const struct gmem_sev_section s[] = { { 0x800000, P, GMEM_SEV_SECTION_MEM },
+						     { 0xffdff000, P, GMEM_SEV_SECTION_MEM } };
+
+	CHECK_OK(gmem_firmware_apart(s, 2, 0xffe00000, 0x200000));
+	CHECK_OK(gmem_firmware_apart(s, 2, 0xffdfe000, P));
+	CHECK_OK(gmem_firmware_apart(NULL, 0, 0xffe00000, 0x200000));
+	CHECK_SAYS(gmem_firmware_apart(s, 2, 0xffdff000, 0x201000), -EBADMSG,
+		   "section 1 of the SEV metadata, gpa 0xffdff000, 0x1000 bytes: overlaps the image of 0x201000 bytes");
+	CHECK_SAYS(gmem_firmware_apart(s, 1, 0, FOUR_GIB), -EBADMSG, "section 0");
+}
+
 TEST(svsm_entry)
 {
 	static const struct gmem_sev_section s[] = { { 0x800000, 0x6000, GMEM_SEV_SECTION_MEM },

@@ -91,6 +91,12 @@ int gmem_firmware_tdvf(const void *image, size_t len, struct gmem_tdvf_section *
  */
 int gmem_firmware_gpa(uint64_t len, uint64_t above, uint64_t *ret_gpa);
 
+/*
+ * That no section lies where an image of `len` bytes is at `gpa`, which does not wrap: firmware, or an SVSM. The image
+ * alone does not say where it will lie, so gmem_firmware_sev() cannot know. -EBADMSG: a page would be launched twice.
+ */
+int gmem_firmware_apart(const struct gmem_sev_section *sections, size_t n, uint64_t gpa, uint64_t len);
+
 /* The SEV-ES reset block: EIP, with the base of CS in its upper half, of all vCPUs but the first. Not 0. */
 int gmem_firmware_reset_eip(const void *image, size_t len, uint32_t *ret_eip);
 

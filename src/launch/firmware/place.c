@@ -26,6 +26,18 @@ int gmem_firmware_gpa(uint64_t len, uint64_t above, uint64_t *ret_gpa)
 	return 0;
 }
 
+int gmem_firmware_apart(const struct gmem_sev_section *sections, size_t n, uint64_t gpa, uint64_t len)
+{
+	for (size_t i = 0; i < n; i++)
+		if (gmem_range_overlaps(sections[i].gpa, sections[i].len, gpa, len))
+			return gmem_err(-EBADMSG,
+					"gmem_firmware_apart: section %zu of the SEV metadata, gpa 0x%" PRIx64
+					", 0x%" PRIx64 " bytes: overlaps the image of 0x%" PRIx64
+					" bytes at gpa 0x%" PRIx64,
+					i, sections[i].gpa, sections[i].len, len, gpa);
+	return 0;
+}
+
 /* The section for the hashes, `n` if there is none. Two would be two tables. */
 static int find_section(const struct gmem_firmware_image *im, const struct gmem_sev_section *sections, size_t n,
 			size_t *ret)
