@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * ID blocks as an owner of guests makes them, with keys that are generated: by libcrypto's signing, which shares nothing
- * with the library's verifying, and offsets of its own.
+ * ID blocks as an owner of guests makes them, with keys that are generated: by libcrypto's signing, which shares
+ * nothing with the library's verifying, and offsets of its own.
  */
 #ifndef GMEM_TESTS_SNP_ID_H
 #define GMEM_TESTS_SNP_ID_H

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * ID blocks against the firmware's checks: what is right is taken, and whatever byte is wrong is refused with the status
- * of the firmware, in its order.
+ * ID blocks against the firmware's checks: what is right is taken, and whatever byte is wrong is refused with the
+ * status of the firmware, in its order.
  */
 #include "snp_id.h"
 

@@ -168,7 +168,7 @@ TEST(every_register_has_its_offset)
 	static const struct {
 		unsigned int off, len;
 	} places[] = {
-		/* In the order of the structure: selector, attributes, limit and base of ten segments, then the rest. */
+		/* In the order of the structure: selector, attributes, limit, base of ten segments, then the rest. */
 		{ 0x00, 2 },
 		{ 0x02, 2 },
 		{ 0x04, 4 },
