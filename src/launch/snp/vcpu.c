@@ -97,6 +97,7 @@ int gmem_snp_vcpu_reset(enum gmem_vmm vmm, uint32_t eip, uint32_t signature, uin
 	case GMEM_VMM_KRUN:
 		unloaded(&v);
 		v.rdx = 0;
+		/* The one tool that knows it takes the count of vCPUs for this one's number: zeros for all. */
 		if (first) {
 			v.rsi = 0x7000; /* Linux's boot parameters */
 			v.rbp = 0x8ff0;
