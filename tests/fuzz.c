@@ -22,6 +22,8 @@
 #define NANOSECONDS (UINT64_C(1) << 30)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+/* Of those targets that have something to prepare. */
+__attribute__((weak)) int LLVMFuzzerInitialize(int *argc, char ***argv);
 
 struct input {
 	uint8_t *data; /* MAX_LEN bytes */
@@ -65,6 +67,8 @@ static void read_corpus(struct corpus *c)
 	DIR *dir;
 
 	memset(c, 0, sizeof(*c));
+	if (LLVMFuzzerInitialize)
+		CHECK_EQ(LLVMFuzzerInitialize(&(int){ 0 }, &(char **){ NULL }), 0);
 	snprintf(folder, sizeof(folder), "%s/fuzz/corpus/" FUZZ_TARGET, source ? source : ".");
 	dir = opendir(folder);
 	if (!dir)
