@@ -56,6 +56,20 @@ int gmem_sha384_update(EVP_MD_CTX *ctx, const void *data, size_t len)
 	return done(EVP_DigestUpdate(ctx, data, len) == 1);
 }
 
+int gmem_sha384_again(EVP_MD_CTX *ctx, const void *data, size_t len, uint8_t ret[GMEM_SHA384_LEN])
+{
+	uint8_t md[EVP_MAX_MD_SIZE];
+	unsigned int n = 0;
+	bool ok;
+
+	ERR_set_mark();
+	ok = EVP_DigestInit_ex(ctx, NULL, NULL) == 1 && EVP_DigestUpdate(ctx, data, len) == 1 &&
+	     EVP_DigestFinal_ex(ctx, md, &n) == 1 && n == GMEM_SHA384_LEN;
+	if (ok)
+		memcpy(ret, md, GMEM_SHA384_LEN);
+	return done(ok);
+}
+
 int gmem_sha384_value(const EVP_MD_CTX *ctx, uint8_t ret[GMEM_SHA384_LEN])
 {
 	uint8_t md[EVP_MAX_MD_SIZE];

@@ -26,6 +26,8 @@ int gmem_sha384_new(struct evp_md_ctx_st **ret);
 void gmem_sha384_free(struct evp_md_ctx_st *ctx);
 /* After an error the running hash has no meaning any more. */
 int gmem_sha384_update(struct evp_md_ctx_st *ctx, const void *data, size_t len);
+/* The hash of these bytes alone, faster than gmem_sha384(): `ctx` is used again, and forgets what it was made of. */
+int gmem_sha384_again(struct evp_md_ctx_st *ctx, const void *data, size_t len, uint8_t ret[GMEM_SHA384_LEN]);
 /* The hash of all bytes so far, which may go on. */
 int gmem_sha384_value(const struct evp_md_ctx_st *ctx, uint8_t ret[GMEM_SHA384_LEN]);
 

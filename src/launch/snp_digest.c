@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "base/err.h"
@@ -50,30 +51,54 @@ static int hash_contents(enum gmem_snp_page type, const void *page, uint8_t *con
 	}
 }
 
+/* `measured`: there are bytes, or their hash. */
+static int check(const char *call, enum gmem_snp_page type, uint64_t gpa, bool measured)
+{
+	if ((int)type < GMEM_SNP_PAGE_NORMAL || (int)type > GMEM_SNP_PAGE_CPUID)
+		return gmem_err(-EINVAL, "%s: gpa 0x%" PRIx64 ": page type %d: 1 to 6 are defined", call, gpa,
+				(int)type);
+	if (!gmem_page_aligned(gpa))
+		return gmem_err(-EINVAL, "%s: gpa 0x%" PRIx64 ": not aligned to a page", call, gpa);
+	if (!measured && (type == GMEM_SNP_PAGE_NORMAL || type == GMEM_SNP_PAGE_VMSA))
+		return gmem_err(-EINVAL, "%s: gpa 0x%" PRIx64 ": no bytes, which this page type measures", call, gpa);
+	return 0;
+}
+
+/* All but the contents, which lie in `info` already; zeros, if nothing was put there. */
+static void put_info(uint8_t *info, const struct gmem_snp_digest *d, enum gmem_snp_page type, uint64_t gpa)
+{
+	memcpy(info + INFO_DIGEST_CUR, d->ld, sizeof(d->ld));
+	gmem_put_le16(info + INFO_LENGTH, INFO_LEN);
+	info[INFO_PAGE_TYPE] = (uint8_t)type;
+	gmem_put_le64(info + INFO_GPA, gpa);
+}
+
 int gmem_snp_digest_page(struct gmem_snp_digest *d, enum gmem_snp_page type, uint64_t gpa, const void *page)
 {
-	uint8_t info[INFO_LEN] = { 0 }, ld[GMEM_SNP_DIGEST_LEN];
-	int err;
+	uint8_t info[INFO_LEN] = { 0 };
+	int err = check("gmem_snp_digest_page", type, gpa, page);
 
-	if ((int)type < GMEM_SNP_PAGE_NORMAL || (int)type > GMEM_SNP_PAGE_CPUID)
-		return gmem_err(-EINVAL, "gmem_snp_digest_page: gpa 0x%" PRIx64 ": page type %d: 1 to 6 are defined",
-				gpa, (int)type);
-	if (!gmem_page_aligned(gpa))
-		return gmem_err(-EINVAL, "gmem_snp_digest_page: gpa 0x%" PRIx64 ": not aligned to a page", gpa);
-	if (!page && (type == GMEM_SNP_PAGE_NORMAL || type == GMEM_SNP_PAGE_VMSA))
-		return gmem_err(-EINVAL,
-				"gmem_snp_digest_page: gpa 0x%" PRIx64 ": no bytes, which this page type measures",
-				gpa);
+	if (err)
+		return err;
 	err = hash_contents(type, page, info + INFO_CONTENTS);
 	if (!err) {
-		memcpy(info + INFO_DIGEST_CUR, d->ld, sizeof(d->ld));
-		gmem_put_le16(info + INFO_LENGTH, INFO_LEN);
-		info[INFO_PAGE_TYPE] = (uint8_t)type;
-		gmem_put_le64(info + INFO_GPA, gpa);
-		err = gmem_sha384(info, sizeof(info), ld);
+		put_info(info, d, type, gpa);
+		err = gmem_sha384(info, sizeof(info), d->ld);
 	}
+	return err ? gmem_err_prefix(err, "gmem_snp_digest_page: gpa 0x%" PRIx64, gpa) : 0;
+}
+
+int gmem_snp_digest_link(struct gmem_snp_digest *d, struct evp_md_ctx_st *ctx, enum gmem_snp_page type, uint64_t gpa,
+			 const uint8_t *contents)
+{
+	uint8_t info[INFO_LEN] = { 0 };
+	int err = check("gmem_snp_digest_link", type, gpa, contents);
+
 	if (err)
-		return gmem_err_prefix(err, "gmem_snp_digest_page: gpa 0x%" PRIx64, gpa);
-	memcpy(d->ld, ld, sizeof(d->ld));
-	return 0;
+		return err;
+	if (contents && (type == GMEM_SNP_PAGE_NORMAL || type == GMEM_SNP_PAGE_VMSA))
+		memcpy(info + INFO_CONTENTS, contents, GMEM_SHA384_LEN);
+	put_info(info, d, type, gpa);
+	err = gmem_sha384_again(ctx, info, sizeof(info), d->ld);
+	return err ? gmem_err_prefix(err, "gmem_snp_digest_link: gpa 0x%" PRIx64, gpa) : 0;
 }
