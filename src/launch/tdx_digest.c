@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "base/err.h"
@@ -13,6 +14,7 @@
 /* The block that stands for a call: its name, zero to 16 bytes, then the address, then zeros. */
 #define BLOCK_LEN 128
 #define BLOCK_GPA 16
+#define EXTEND_LEN (BLOCK_LEN + GMEM_TDX_CHUNK_LEN)
 
 _Static_assert(GMEM_SHA384_LEN == GMEM_TDX_DIGEST_LEN, "one hash function");
 
@@ -40,6 +42,12 @@ static void put_block(uint8_t *block, const char *name, uint64_t gpa)
 	gmem_put_le64(block + BLOCK_GPA, gpa);
 }
 
+static void put_extend(uint8_t *block, uint64_t gpa, const uint8_t *chunk)
+{
+	put_block(block, "MR.EXTEND", gpa);
+	memcpy(block + BLOCK_LEN, chunk, GMEM_TDX_CHUNK_LEN);
+}
+
 int gmem_tdx_digest_add(struct gmem_tdx_digest *d, uint64_t gpa)
 {
 	uint8_t block[BLOCK_LEN];
@@ -62,10 +70,37 @@ int gmem_tdx_digest_extend(struct gmem_tdx_digest *d, uint64_t gpa, const void *
 				GMEM_TDX_CHUNK_LEN);
 	if (!chunk)
 		return gmem_err(-EINVAL, "gmem_tdx_digest_extend: gpa 0x%" PRIx64 ": no bytes", gpa);
-	put_block(block, "MR.EXTEND", gpa);
-	memcpy(block + BLOCK_LEN, chunk, GMEM_TDX_CHUNK_LEN);
+	put_extend(block, gpa, chunk);
 	err = gmem_sha384_update(d->ctx, block, sizeof(block));
 	return err ? gmem_err_prefix(err, "gmem_tdx_digest_extend: gpa 0x%" PRIx64, gpa) : 0;
+}
+
+static int hash_page(const char *call, struct gmem_tdx_digest *d, uint64_t gpa, const uint8_t *page, bool add)
+{
+	uint8_t blocks[BLOCK_LEN + GMEM_PAGE_SIZE / GMEM_TDX_CHUNK_LEN * EXTEND_LEN], *at = blocks;
+	int err;
+
+	if (!gmem_page_aligned(gpa) || !page)
+		return gmem_err(-EINVAL, "%s: gpa 0x%" PRIx64 ": %s", call, gpa,
+				page ? "not aligned to a page" : "no bytes");
+	if (add) {
+		put_block(at, "MEM.PAGE.ADD", gpa);
+		at += BLOCK_LEN;
+	}
+	for (uint32_t i = 0; i < GMEM_PAGE_SIZE; i += GMEM_TDX_CHUNK_LEN, at += EXTEND_LEN)
+		put_extend(at, gpa + i, page + i);
+	err = gmem_sha384_update(d->ctx, blocks, (size_t)(at - blocks));
+	return err ? gmem_err_prefix(err, "%s: gpa 0x%" PRIx64, call, gpa) : 0;
+}
+
+int gmem_tdx_digest_extend_page(struct gmem_tdx_digest *d, uint64_t gpa, const void *page)
+{
+	return hash_page("gmem_tdx_digest_extend_page", d, gpa, page, false);
+}
+
+int gmem_tdx_digest_add_extend_page(struct gmem_tdx_digest *d, uint64_t gpa, const void *page)
+{
+	return hash_page("gmem_tdx_digest_add_extend_page", d, gpa, page, true);
 }
 
 int gmem_tdx_digest_value(const struct gmem_tdx_digest *d, uint8_t ret[GMEM_TDX_DIGEST_LEN])

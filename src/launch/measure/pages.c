@@ -152,16 +152,13 @@ static unsigned int start(struct work *w, pthread_t *threads, unsigned int wante
 
 static int run(struct work *w, struct gmem_snp_digest *digest, uint64_t gpa, struct gmem_measure_progress *progress)
 {
-	unsigned int n = threads_for(w->npages);
 	pthread_t threads[MAX_THREADS];
 	struct gmem_sha384_many many;
-	int err;
+	unsigned int n = start(w, threads, threads_for(w->npages) - 1);
+	int err = gmem_sha384_many_init(&many, w->npages >= PAGES_A_THREAD);
 
-	err = gmem_sha384_many_init(&many, w->npages >= PAGES_A_THREAD);
-	if (err)
-		return err;
-	n = start(w, threads, n - 1);
-	err = link_all(w, &many, digest, gpa, progress);
+	if (!err)
+		err = link_all(w, &many, digest, gpa, progress);
 	pthread_mutex_lock(&w->lock);
 	w->next = w->nchunks;
 	pthread_mutex_unlock(&w->lock);

@@ -14,7 +14,7 @@
 
 /* More than any firmware asks for, and few enough to be hashed in minutes: metadata may say what it likes. */
 #define MAX_BUILD (UINT64_C(64) << 30)
-/* So many pages are given to the hash at once, and the caller is told every so many. */
+/* The caller is told every so many. */
 #define PAGES_A_REPORT 1024u
 
 static const char *const names[] = {
@@ -55,17 +55,6 @@ static const uint8_t *page_of(const struct build *b, const struct gmem_tdvf_sect
 	return scratch;
 }
 
-static int extend_page(struct build *b, const struct gmem_tdvf_section *s, uint64_t at)
-{
-	uint8_t scratch[GMEM_PAGE_SIZE];
-	const uint8_t *page = page_of(b, s, at, scratch);
-	int err = 0;
-
-	for (uint32_t i = 0; !err && i < GMEM_PAGE_SIZE; i += GMEM_TDX_CHUNK_LEN)
-		err = gmem_tdx_digest_extend(&b->digest, s->gpa + at + i, page + i);
-	return err;
-}
-
 static int went_on(struct build *b, bool now)
 {
 	uint64_t pages = ++b->untold;
@@ -76,20 +65,28 @@ static int went_on(struct build *b, bool now)
 	return gmem_measure_went_on(b->progress, pages * GMEM_PAGE_SIZE);
 }
 
+/* One page of a section: added, measured, or both. */
+static int one_page(struct build *b, const struct gmem_tdvf_section *s, uint64_t at, bool add, bool extend)
+{
+	uint8_t scratch[GMEM_PAGE_SIZE];
+	const uint8_t *page;
+
+	if (!extend)
+		return gmem_tdx_digest_add(&b->digest, s->gpa + at);
+	page = page_of(b, s, at, scratch);
+	return add ? gmem_tdx_digest_add_extend_page(&b->digest, s->gpa + at, page) :
+		     gmem_tdx_digest_extend_page(&b->digest, s->gpa + at, page);
+}
+
 static int add_section(struct build *b, const struct gmem_tdvf_section *s)
 {
-	bool measured = s->attr & GMEM_TDVF_MR_EXTEND, later = measured && b->two_pass;
+	bool measured = s->attr & GMEM_TDVF_MR_EXTEND, twice = measured && b->two_pass;
 	int err = 0;
 
+	for (uint64_t at = 0; !err && twice && at < s->len; at += GMEM_PAGE_SIZE)
+		err = one_page(b, s, at, true, false);
 	for (uint64_t at = 0; !err && at < s->len; at += GMEM_PAGE_SIZE) {
-		err = gmem_tdx_digest_add(&b->digest, s->gpa + at);
-		if (!err && measured && !later)
-			err = extend_page(b, s, at);
-		if (!err && !later)
-			err = went_on(b, at + GMEM_PAGE_SIZE == s->len);
-	}
-	for (uint64_t at = 0; !err && later && at < s->len; at += GMEM_PAGE_SIZE) {
-		err = extend_page(b, s, at);
+		err = one_page(b, s, at, !twice, measured);
 		if (!err)
 			err = went_on(b, at + GMEM_PAGE_SIZE == s->len);
 	}
