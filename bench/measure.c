@@ -3,7 +3,7 @@
  * gmem-bench-measure [-f] [-r ROUNDS] [-m MIB] FOLDER: how fast is the digest of a launch known?
  *
  * SNP, an image of 4 MiB and one of MIB: gmem_measure_create() beside the two things that it cannot do without: the
- * hashes of all pages, by a thread a CPU that is there already and each its half, and the chain of as many links, whose
+ * hashes of all pages, each CPU its share, from making the threads to joining them, and the chain of as many links, whose
  * hashes are there already. What it is held against is the longer of the two, round by round. The same page hashes by
  * libcrypto alone say what libipsec-mb brings. TDX: beside one SHA-384 of as many bytes as the calls make. And what
  * another number of vCPUs costs once the firmware is known. Digests are compared with each other.
@@ -29,8 +29,7 @@ static unsigned int ncpus;
 
 struct share {
 	pthread_t thread;
-	pthread_barrier_t *begin;
-	struct gmem_sha384_many many;
+	bool lanes;
 	const uint8_t *pages;
 	size_t npages;
 	uint8_t (*hashes)[GMEM_SHA384_LEN];
@@ -38,12 +37,12 @@ struct share {
 
 static void *hash_share(void *arg)
 {
+	struct gmem_sha384_many many;
 	struct share *s = arg;
 
-	pthread_barrier_wait(s->begin);
-	if (gmem_sha384_many(&s->many, s->pages, s->npages, s->hashes))
+	if (gmem_sha384_many_init(&many, s->lanes) || gmem_sha384_many(&many, s->pages, s->npages, s->hashes))
 		bench_die("hash");
-	pthread_barrier_wait(s->begin);
+	gmem_sha384_many_free(&many);
 	return NULL;
 }
 
@@ -51,31 +50,22 @@ static double hash_pages(size_t len, bool lanes, uint8_t (*hashes)[GMEM_SHA384_L
 {
 	size_t npages = len / BENCH_PAGE, at = 0;
 	struct share shares[MAX_CPUS];
-	pthread_barrier_t begin;
-	double seconds;
+	double seconds = bench_now();
 
-	pthread_barrier_init(&begin, NULL, ncpus + 1);
 	for (unsigned int i = 0; i < ncpus; i++) {
 		size_t end = npages * (i + 1) / ncpus;
 
 		shares[i] = (struct share){
-			.begin = &begin, .pages = image + at * BENCH_PAGE, .npages = end - at, .hashes = hashes + at
+			.lanes = lanes, .pages = image + at * BENCH_PAGE, .npages = end - at, .hashes = hashes + at
 		};
 		at = end;
-		if (gmem_sha384_many_init(&shares[i].many, lanes) ||
-		    pthread_create(&shares[i].thread, NULL, hash_share, &shares[i]))
+		if (i && pthread_create(&shares[i].thread, NULL, hash_share, &shares[i]))
 			bench_die("threads");
 	}
-	pthread_barrier_wait(&begin);
-	seconds = bench_now();
-	pthread_barrier_wait(&begin);
-	seconds = bench_now() - seconds;
-	for (unsigned int i = 0; i < ncpus; i++) {
+	hash_share(&shares[0]);
+	for (unsigned int i = 1; i < ncpus; i++)
 		pthread_join(shares[i].thread, NULL);
-		gmem_sha384_many_free(&shares[i].many);
-	}
-	pthread_barrier_destroy(&begin);
-	return seconds;
+	return bench_now() - seconds;
 }
 
 static double chain(size_t len, const uint8_t (*hashes)[GMEM_SHA384_LEN], struct gmem_snp_digest *d)

@@ -54,36 +54,61 @@ static void free_lanes(void *lanes)
 		munmap(lanes, imb_get_mb_mgr_size());
 }
 
-/* Jobs come back in another order than they went in, but each hash goes where its job says. */
-static bool in_lanes(IMB_MGR *mgr, const uint8_t *pages, size_t npages, uint8_t (*ret)[GMEM_SHA384_LEN])
+/* What comes back: pages and links in the order they went in, which a link need not wait for. */
+static void collect(struct gmem_sha384_many *m, IMB_JOB *job)
 {
-	size_t left = 0;
-	IMB_JOB *job;
+	IMB_JOB *link = m->link;
 
-	for (size_t i = 0; i < npages; i++) {
-		const uint8_t *page = pages + i * GMEM_PAGE_SIZE;
+	for (; job; job = IMB_GET_COMPLETED_JOB((IMB_MGR *)m->lanes)) {
+		uint32_t *left = job->user_data;
 
-		if (is_zero(page)) {
-			memcpy(ret[i], zero_page_hash, sizeof(zero_page_hash));
-			continue;
+		if (job->status != IMB_STATUS_COMPLETED)
+			m->failed = true;
+		if (left) {
+			--*left;
+			m->npages--;
 		}
-		job = IMB_GET_NEXT_JOB(mgr);
-		memset(job, 0, sizeof(*job));
-		job->cipher_mode = IMB_CIPHER_NULL;
-		job->cipher_direction = IMB_DIR_ENCRYPT;
-		job->chain_order = IMB_ORDER_HASH_CIPHER;
-		job->hash_alg = IMB_AUTH_SHA_384;
-		job->src = page;
-		job->msg_len_to_hash_in_bytes = GMEM_PAGE_SIZE;
-		job->auth_tag_output = ret[i];
-		job->auth_tag_output_len_in_bytes = GMEM_SHA384_LEN;
-		left++;
-		for (job = IMB_SUBMIT_JOB(mgr); job; job = IMB_GET_COMPLETED_JOB(mgr))
-			left -= job->status == IMB_STATUS_COMPLETED;
+		if (job == link)
+			m->link = NULL;
 	}
-	while ((job = IMB_FLUSH_JOB(mgr)))
-		left -= job->status == IMB_STATUS_COMPLETED;
-	return !left;
+	if (m->link && link->status == IMB_STATUS_COMPLETED)
+		m->link = NULL;
+}
+
+static int put_job(struct gmem_sha384_many *m, const void *data, size_t len, uint8_t *ret, uint32_t *left)
+{
+	IMB_MGR *mgr = m->lanes;
+	IMB_JOB *job = IMB_GET_NEXT_JOB(mgr);
+
+	memset(job, 0, sizeof(*job));
+	job->cipher_mode = IMB_CIPHER_NULL;
+	job->cipher_direction = IMB_DIR_ENCRYPT;
+	job->chain_order = IMB_ORDER_HASH_CIPHER;
+	job->hash_alg = IMB_AUTH_SHA_384;
+	job->src = data;
+	job->msg_len_to_hash_in_bytes = len;
+	job->auth_tag_output = ret;
+	job->auth_tag_output_len_in_bytes = GMEM_SHA384_LEN;
+	job->user_data = left;
+	if (left) {
+		++*left;
+		m->npages++;
+	} else {
+		m->link = job;
+	}
+	collect(m, IMB_SUBMIT_JOB(mgr));
+	return m->failed ? gmem_err(-ENOMEM, "libipsec-mb: error %d", imb_get_errno(mgr)) : 0;
+}
+
+static int push_job(struct gmem_sha384_many *m)
+{
+	IMB_MGR *mgr = m->lanes;
+	IMB_JOB *job = IMB_FLUSH_JOB(mgr);
+
+	if (!job)
+		return 0;
+	collect(m, job);
+	return m->failed ? gmem_err(-ENOMEM, "libipsec-mb: error %d", imb_get_errno(mgr)) : 1;
 }
 #endif
 
@@ -111,20 +136,48 @@ void gmem_sha384_many_free(struct gmem_sha384_many *m)
 	memset(m, 0, sizeof(*m));
 }
 
+int gmem_sha384_many_put(struct gmem_sha384_many *m, const uint8_t *page, uint8_t ret[GMEM_SHA384_LEN], uint32_t *left)
+{
+	if (is_zero(page)) {
+		memcpy(ret, zero_page_hash, sizeof(zero_page_hash));
+		return 0;
+	}
+#ifdef GMEM_IPSEC_MB
+	if (m->lanes)
+		return put_job(m, page, GMEM_PAGE_SIZE, ret, left);
+#endif
+	return gmem_sha384_again(m->ctx, page, GMEM_PAGE_SIZE, ret);
+}
+
+int gmem_sha384_many_push(struct gmem_sha384_many *m)
+{
+#ifdef GMEM_IPSEC_MB
+	if (m->lanes)
+		return push_job(m);
+#endif
+	return 0;
+}
+
+int gmem_sha384_many_link(struct gmem_sha384_many *m, const void *data, size_t len, bool in_lane,
+			  uint8_t ret[GMEM_SHA384_LEN])
+{
+#ifdef GMEM_IPSEC_MB
+	if (m->lanes && in_lane && m->npages)
+		return put_job(m, data, len, ret, NULL);
+#endif
+	return gmem_sha384_again(m->ctx, data, len, ret);
+}
+
 int gmem_sha384_many(struct gmem_sha384_many *m, const uint8_t *pages, size_t npages, uint8_t (*ret)[GMEM_SHA384_LEN])
 {
+	uint32_t left = 0;
 	int err = 0;
 
-#ifdef GMEM_IPSEC_MB
-	/* What lanes will not do is done without them. */
-	if (m->lanes && in_lanes(m->lanes, pages, npages, ret))
-		return 0;
-#endif
-	for (size_t i = 0; !err && i < npages; i++) {
-		if (is_zero(pages + i * GMEM_PAGE_SIZE))
-			memcpy(ret[i], zero_page_hash, sizeof(zero_page_hash));
-		else
-			err = gmem_sha384_again(m->ctx, pages + i * GMEM_PAGE_SIZE, GMEM_PAGE_SIZE, ret[i]);
+	for (size_t i = 0; !err && i < npages; i++)
+		err = gmem_sha384_many_put(m, pages + i * GMEM_PAGE_SIZE, ret[i], &left);
+	while (!err && left) {
+		err = gmem_sha384_many_push(m);
+		err = err < 0 ? err : 0;
 	}
 	return err;
 }

@@ -21,7 +21,8 @@
 
 _Static_assert(INFO_CONTENTS == INFO_DIGEST_CUR + GMEM_SNP_DIGEST_LEN, "contents follow the digest");
 _Static_assert(INFO_LENGTH == INFO_CONTENTS + GMEM_SHA384_LEN, "the length follows the contents");
-_Static_assert(INFO_GPA + sizeof(uint64_t) == INFO_LEN && INFO_LEN == 0x70, "the address is the last field");
+_Static_assert(INFO_GPA + sizeof(uint64_t) == INFO_LEN && INFO_LEN == GMEM_SNP_INFO_LEN,
+	       "the address is the last field");
 _Static_assert(GMEM_SHA384_LEN == GMEM_SNP_DIGEST_LEN, "one hash function");
 
 /* GUEST_TSC_SCALE and GUEST_TSC_OFFSET of a VMSA page: the firmware sets them itself and measures them as zero. */
@@ -88,17 +89,27 @@ int gmem_snp_digest_page(struct gmem_snp_digest *d, enum gmem_snp_page type, uin
 	return err ? gmem_err_prefix(err, "gmem_snp_digest_page: gpa 0x%" PRIx64, gpa) : 0;
 }
 
-int gmem_snp_digest_link(struct gmem_snp_digest *d, struct evp_md_ctx_st *ctx, enum gmem_snp_page type, uint64_t gpa,
-			 const uint8_t *contents)
+int gmem_snp_digest_info(const struct gmem_snp_digest *d, enum gmem_snp_page type, uint64_t gpa,
+			 const uint8_t *contents, uint8_t ret[GMEM_SNP_INFO_LEN])
 {
-	uint8_t info[INFO_LEN] = { 0 };
-	int err = check("gmem_snp_digest_link", type, gpa, contents);
+	int err = check("gmem_snp_digest_info", type, gpa, contents);
 
 	if (err)
 		return err;
-	if (contents && (type == GMEM_SNP_PAGE_NORMAL || type == GMEM_SNP_PAGE_VMSA))
-		memcpy(info + INFO_CONTENTS, contents, GMEM_SHA384_LEN);
-	put_info(info, d, type, gpa);
-	err = gmem_sha384_again(ctx, info, sizeof(info), d->ld);
+	memset(ret, 0, INFO_LEN);
+	if (type == GMEM_SNP_PAGE_NORMAL || type == GMEM_SNP_PAGE_VMSA)
+		memcpy(ret + INFO_CONTENTS, contents, GMEM_SHA384_LEN);
+	put_info(ret, d, type, gpa);
+	return 0;
+}
+
+int gmem_snp_digest_link(struct gmem_snp_digest *d, struct evp_md_ctx_st *ctx, enum gmem_snp_page type, uint64_t gpa,
+			 const uint8_t *contents)
+{
+	uint8_t info[INFO_LEN];
+	int err = gmem_snp_digest_info(d, type, gpa, contents, info);
+
+	if (!err)
+		err = gmem_sha384_again(ctx, info, sizeof(info), d->ld);
 	return err ? gmem_err_prefix(err, "gmem_snp_digest_link: gpa 0x%" PRIx64, gpa) : 0;
 }

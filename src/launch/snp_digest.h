@@ -42,10 +42,13 @@ void gmem_snp_digest_init(struct gmem_snp_digest *d);
 int gmem_snp_digest_page(struct gmem_snp_digest *d, enum gmem_snp_page type, uint64_t gpa, const void *page);
 
 /*
- * The same, and faster, where the hash of the page is known: `contents`, NULL for the types whose bytes are not
- * measured. `ctx` is a running hash of the caller's (gmem_sha384_new()), which forgets what it was made of. Errors: as
- * above.
+ * The same in steps, where the hash of the page is known: `contents`, NULL for the types whose bytes are not measured.
+ * _info() writes the PAGE_INFO whose SHA-384 is the extended digest. Errors: -EINVAL, as above. _link() takes that hash
+ * too; `ctx` is a running hash of the caller's (gmem_sha384_new()), which forgets what it was made of. Errors: as above.
  */
+#define GMEM_SNP_INFO_LEN 112u
+int gmem_snp_digest_info(const struct gmem_snp_digest *d, enum gmem_snp_page type, uint64_t gpa,
+			 const uint8_t *contents, uint8_t ret[GMEM_SNP_INFO_LEN]);
 int gmem_snp_digest_link(struct gmem_snp_digest *d, struct evp_md_ctx_st *ctx, enum gmem_snp_page type, uint64_t gpa,
 			 const uint8_t *contents);
 
