@@ -96,7 +96,7 @@ static int put_job(struct gmem_sha384_many *m, const void *data, size_t len, uin
 	} else {
 		m->link = job;
 	}
-	collect(m, IMB_SUBMIT_JOB(mgr));
+	collect(m, IMB_SUBMIT_JOB_NOCHECK(mgr));
 	return m->failed ? gmem_err(-ENOMEM, "libipsec-mb: error %d", imb_get_errno(mgr)) : 0;
 }
 

@@ -42,13 +42,13 @@ struct work {
 struct linker {
 	struct work *w;
 	struct gmem_sha384_many many;
-	bool in_lane; /* links are jobs beside its pages */
 	struct gmem_snp_digest *digest;
 	uint64_t gpa;
 	struct gmem_measure_progress *progress;
 	uint64_t linked, known, told; /* pages in the digest; whose hashes are there; that the caller was told of */
 	uint8_t info[GMEM_SNP_INFO_LEN];
 	bool linking;
+	bool behind; /* the others: the chain takes longer than the hashes do */
 	uint64_t at, end; /* of a chunk of its own: pages that are not put yet */
 	uint64_t
 		own[WINDOW]; /* chunks of its own that are not hashed: `nown` from `first_own` on, as they were taken */
@@ -160,6 +160,7 @@ static bool is_known(struct linker *l)
 		return true;
 	pthread_mutex_lock(&w->lock);
 	hashed = w->is_hashed[w->linked % WINDOW];
+	l->behind = w->next - w->linked > WINDOW / 2;
 	pthread_mutex_unlock(&w->lock);
 	if (hashed)
 		l->known = end_of(w, l->known / CHUNK);
@@ -172,7 +173,7 @@ static int link_page(struct linker *l)
 				       hash_of(l->w, l->linked), l->info);
 
 	l->linking = true;
-	return err ? err : gmem_sha384_many_link(&l->many, l->info, sizeof(l->info), l->in_lane, l->digest->ld);
+	return err ? err : gmem_sha384_many_link(&l->many, l->info, sizeof(l->info), !l->behind, l->digest->ld);
 }
 
 /* Chunks of its own that came out of the lanes. */
@@ -291,8 +292,6 @@ static int run(struct linker *l)
 	unsigned int n = start(w, threads, threads_for(w->npages) - 1);
 	int err = gmem_sha384_many_init(&l->many, w->npages >= PAGES_A_THREAD);
 
-	/* With two CPUs hashing takes longer than the chain; with more a chain that has a CPU of its own is faster. */
-	l->in_lane = n < 2;
 	if (!err)
 		err = link_all(l);
 	pthread_mutex_lock(&w->lock);
