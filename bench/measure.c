@@ -3,10 +3,10 @@
  * gmem-bench-measure [-f] [-r ROUNDS] [-m MIB] FOLDER: how fast is the digest of a launch known?
  *
  * SNP, an image of 4 MiB and one of MIB: gmem_measure_create() beside the two things that it cannot do without: the
- * hashes of all pages, each CPU its share, from making the threads to joining them, and the chain of as many links, whose
- * hashes are there already. What it is held against is the longer of the two, round by round. The same page hashes by
- * libcrypto alone say what libipsec-mb brings. TDX: beside one SHA-384 of as many bytes as the calls make. And what
- * another number of vCPUs costs once the firmware is known. Digests are compared with each other.
+ * hashes of all pages, each CPU its share, from making the threads to joining them, and the chain of as many links,
+ * whose hashes are there already. What it is held against is the longer of the two, round by round. The same page
+ * hashes by libcrypto alone say what libipsec-mb brings. TDX: beside one SHA-384 of as many bytes as the calls make. And
+ * what another number of vCPUs costs once the firmware is known. Digests are compared with each other.
  */
 #include <pthread.h>
 #include <stdio.h>

@@ -1063,7 +1063,7 @@ struct gmem_guest {
 	uint64_t sev_features; /* 0: 1, SNPActive */
 	/* gmem_launch_firmware() only: 4096 bytes for the CPUID page, written to if refused; NULL: an empty table. */
 	void *cpuid;
-	/* gmem_measure_digest() only: the digest after the firmware's own pages, 48 bytes, instead of theirs. */
+	/* gmem_measure_*() only, SNP: the digest after the firmware's own pages, 48 bytes, instead of theirs. */
 	const void *firmware_digest;
 };
 
@@ -1080,8 +1080,9 @@ int gmem_launch_firmware(struct gmem_launch *launch, const struct gmem_guest *gu
 
 /*
  * What a launch of a guest will measure, from the files alone: the digest in the attestation report (SNP: MEASUREMENT,
- * TDX: MRTD). The bytes of `guest` are borrowed until it is freed. Hashing is done in create, for an SNP guest by a
- * thread a CPU, joined before it returns. One thread at a time.
+ * TDX: MRTD). The bytes of firmware and SVSM are borrowed until it is freed. They are hashed in create, for an SNP
+ * guest by a thread a CPU, joined before it returns; given `firmware_digest`, by the first digest that needs them. One
+ * thread at a time.
  */
 struct gmem_measure;
 
@@ -1105,10 +1106,11 @@ struct gmem_measure_range {
 typedef int (*gmem_measure_fn)(void *opaque, const struct gmem_measure_range *range);
 
 /*
- * The digest of a guest of the same firmware, SVSM and `vmm`; all else may differ from what create was given, and costs
- * no more than what differs. `fn`, if not NULL, is told each range in the order it is measured; what it returns, if not
- * 0, ends the call. -EINVAL (another firmware, no vCPUs, missing values), -ENOENT (a kernel, and firmware without a
- * place for its hashes; the text names the GUID), -ENOMEM.
+ * The digest of a guest of the same firmware, and with the same SVSM or none; all else may differ from what create was
+ * given, and costs no more than what differs. `fn`, if not NULL, is told each range in the order it is measured; what
+ * it returns, if not 0, ends the call. -EINVAL (another firmware, no vCPUs, missing values), -ENOENT (a kernel, and
+ * firmware without a place for its hashes; several vCPUs, and none for where they begin; the text names the GUID),
+ * -EBADMSG (places that are malformed), -ENOMEM.
  */
 int gmem_measure_digest(struct gmem_measure *measure, const struct gmem_guest *guest, gmem_measure_fn fn, void *opaque,
 			uint8_t ret[GMEM_LAUNCH_DIGEST_LEN]);

@@ -137,7 +137,7 @@ static int first_range(void *opaque, const struct gmem_measure_range *range)
 	return 1;
 }
 
-/* Code without its store of variables is an SNP guest's firmware, but no TDX guest's: its metadata points past its end. */
+/* Code without its store of variables is an SNP guest's firmware, no TDX guest's: its metadata points past its end. */
 TEST(ovmf_code_is_for_snp_only)
 {
 	struct gmem_measure_range range;

@@ -43,8 +43,9 @@ int gmem_snp_digest_page(struct gmem_snp_digest *d, enum gmem_snp_page type, uin
 
 /*
  * The same in steps, where the hash of the page is known: `contents`, NULL for the types whose bytes are not measured.
- * _info() writes the PAGE_INFO whose SHA-384 is the extended digest. Errors: -EINVAL, as above. _link() takes that hash
- * too; `ctx` is a running hash of the caller's (gmem_sha384_new()), which forgets what it was made of. Errors: as above.
+ * _info() writes the PAGE_INFO whose SHA-384 is the extended digest. Errors: -EINVAL, as above. _link() takes that
+ * hash too; `ctx` is a running hash of the caller's (gmem_sha384_new()), which forgets what it was made of. Errors: as
+ * above.
  */
 #define GMEM_SNP_INFO_LEN 112u
 int gmem_snp_digest_info(const struct gmem_snp_digest *d, enum gmem_snp_page type, uint64_t gpa,

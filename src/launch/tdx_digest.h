@@ -38,8 +38,8 @@ int gmem_tdx_digest_add(struct gmem_tdx_digest *d, uint64_t gpa);
 int gmem_tdx_digest_extend(struct gmem_tdx_digest *d, uint64_t gpa, const void *chunk);
 
 /*
- * The same, and faster, for a whole page: its 16 chunks extended; or added, then extended. Errors: as above, -EINVAL for
- * a gpa not aligned to a page or no bytes.
+ * The same, and faster, for a whole page: its 16 chunks extended; or added, then extended. Errors: as above, -EINVAL
+ * for a gpa not aligned to a page or no bytes.
  */
 int gmem_tdx_digest_extend_page(struct gmem_tdx_digest *d, uint64_t gpa, const void *page);
 int gmem_tdx_digest_add_extend_page(struct gmem_tdx_digest *d, uint64_t gpa, const void *page);

@@ -58,20 +58,6 @@ static struct part image_part(const char *name, const struct gmem_measure_image 
 	return (struct part){ name, GMEM_SNP_PAGE_NORMAL, image->gpa, image->len, NULL };
 }
 
-/* A page given twice would be refused by the launch. The sections do not overlap each other: the parser has looked. */
-static int check_overlaps(const struct gmem_measure *m)
-{
-	for (uint32_t i = 0; i < m->snp.nsections; i++) {
-		const struct gmem_sev_section *s = &m->snp.sections[i];
-
-		if (gmem_range_overlaps(s->gpa, s->len, m->firmware.gpa, m->firmware.len) ||
-		    gmem_range_overlaps(s->gpa, s->len, m->svsm.gpa, m->svsm.len))
-			return gmem_err(-EBADMSG, "section %" PRIu32 ": gpa 0x%" PRIx64 " is where an image lies", i,
-					s->gpa);
-	}
-	return 0;
-}
-
 static int parse(struct gmem_measure *m)
 {
 	int n, err;
@@ -85,7 +71,11 @@ static int parse(struct gmem_measure *m)
 	if (n < 0)
 		return n;
 	m->snp.nsections = (uint32_t)n;
-	return check_overlaps(m);
+	/* A page given twice would be refused by the launch. */
+	err = gmem_firmware_apart(m->snp.sections, m->snp.nsections, m->firmware.gpa, m->firmware.len);
+	if (!err && m->svsm.bytes)
+		err = gmem_firmware_apart(m->snp.sections, m->snp.nsections, m->svsm.gpa, m->svsm.len);
+	return err;
 }
 
 static int link_image(struct gmem_snp_digest *d, const struct gmem_measure_image *image,
