@@ -5,8 +5,8 @@
  * SNP, an image of 4 MiB and one of MIB: gmem_measure_create() beside the two things that it cannot do without: the
  * hashes of all pages, each CPU its share, from making the threads to joining them, and the chain of as many links,
  * whose hashes are there already. What it is held against is the longer of the two, round by round. The same page
- * hashes by libcrypto alone say what libipsec-mb brings. TDX: beside one SHA-384 of as many bytes as the calls make. And
- * what another number of vCPUs costs once the firmware is known. Digests are compared with each other.
+ * hashes by libcrypto alone say what libipsec-mb brings. TDX: beside one SHA-384 of as many bytes as its calls make.
+ * And what another number of vCPUs costs once the firmware is known. Digests are compared with each other.
  */
 #include <pthread.h>
 #include <stdio.h>
@@ -168,10 +168,10 @@ static void add_rows(struct bench *b, size_t len, struct rows *r)
 {
 	unsigned int mib = (unsigned int)(len >> 20);
 
-	r->floor = bench_row(b, "ms", NULL, "SNP, %u MiB: the longer of page hashes on all cores and chain", mib);
+	r->floor = bench_row(b, "ms", NULL, "SNP, %u MiB: the longer of page hashes and chain", mib);
 	r->copy = bench_row(b, "ms", r->floor, "SNP, %u MiB: memcpy", mib);
-	r->plain = bench_row(b, "ms", r->floor, "SNP, %u MiB: page hashes on all cores, libcrypto", mib);
-	r->pages = bench_row(b, "ms", r->floor, "SNP, %u MiB: page hashes on all cores, libipsec-mb", mib);
+	r->plain = bench_row(b, "ms", r->floor, "SNP, %u MiB: page hashes on all cores, libcrypto only", mib);
+	r->pages = bench_row(b, "ms", r->floor, "SNP, %u MiB: page hashes on all cores", mib);
 	r->links = bench_row(b, "ms", r->floor, "SNP, %u MiB: chain", mib);
 	r->ours = bench_row(b, "ms", r->floor, "SNP, %u MiB: gmem_measure_create and _digest", mib);
 	bench_target(b, r->ours, false, 1.25, "SNP digest of %u MiB beside the longer of page hashes and chain", mib);
