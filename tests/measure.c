@@ -297,3 +297,23 @@ TEST(kernel_without_a_place_for_its_hashes)
 	CHECK_OK(gmem_measure_digest(m, &guest, NULL, NULL, digest));
 	gmem_measure_free(m);
 }
+
+TEST(vmsa_pages_of_qemu)
+{
+	static const char *const hashes[] = {
+		"77920c4c629ff47e90c0e174fc1ad0eb6fa664f88cd4739488058a8c6cb1a77b3856f55378e9518d0da99452d51c553a",
+		"8413b852790765a310d95867a8b00bfca3a802b5a80830044b45e253fe96222657e11e53fcf63eb0e0afd722385bf7b4",
+	};
+	uint8_t image[GMEM_PAGE_SIZE] = { 0 }, page[GMEM_PAGE_SIZE], md[EVP_MAX_MD_SIZE];
+	struct gmem_guest guest = guest_of(image, sizeof(image), 3);
+	struct gmem_measure *m;
+
+	put_tables(image, sizeof(image), &ovmf_x64);
+	CHECK_OK(gmem_measure_create(GMEM_VM_SNP, &guest, NULL, NULL, &m));
+	for (uint32_t vcpu = 0; vcpu < 3; vcpu++) {
+		CHECK_OK(gmem_measure_vmsa(m, &guest, vcpu, page));
+		CHECK_EQ(EVP_Digest(page, sizeof(page), md, NULL, EVP_sha384(), NULL), 1);
+		check_digest(md, hashes[!!vcpu]);
+	}
+	gmem_measure_free(m);
+}
