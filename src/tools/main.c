@@ -19,6 +19,7 @@ static const struct {
 	{ "inspect", cmd_inspect, "what an image holds" },
 	{ "verify", cmd_verify, "read and check every byte of an image" },
 	{ "measure", cmd_measure, "the launch digest of an SEV-SNP or TDX guest, from its files" },
+	{ "launch", cmd_launch, "launch such a guest's firmware, emulated, and look at its private memory" },
 };
 #define NCOMMANDS (sizeof(commands) / sizeof(commands[0]))
 

@@ -27,7 +27,10 @@ def help_and_version_say_what_they_are(folder):
             expect('Usage: gmem measure' in good(*args), str(args))
     version = good('--version').split()[1]
     equal(line('measure', '--version'), f'gmem measure {version}')
-    expect('  measure ' in good('--help'), 'gmem --help')
+    equal(line('launch', '--version'), f'gmem launch {version}')
+    expect('Usage: gmem launch' in good('launch', '--help'), 'gmem launch --help')
+    for word in ('measure', 'launch'):
+        expect(f'  {word} ' in good('--help'), word)
 
 
 def the_kind_of_guest_is_a_word_or_a_mode(folder):
@@ -196,6 +199,14 @@ def the_commands_keep_their_options_apart(folder):
     fw = image(folder)
     for args in (('--policy', '0x30000'), ('--id-block', fw), ('--id-auth', fw), ('--author-key-enabled',), ('--vcek-disabled',), ('--host-data', '0' * 64)):
         misused(f'{args[0]} belongs to gmem launch', 'measure', *SNP, '--ovmf', fw, *args)
+    for args in (('--snp-ovmf-hash', '0' * 96), ('--dump-vmsa',), ('--explain',), ('--against', fw)):
+        misused(f'{args[0]} belongs to gmem measure', 'launch', *SNP, '--ovmf', fw, *args)
+    misused('JSON belongs to gmem measure', 'launch', *SNP, '--ovmf', fw, '--json')
+    misused('ovmf-hash belongs to gmem measure', 'launch', '--mode', 'snp:ovmf-hash', '--ovmf', fw)
+    misused('--id-block and --id-auth go together', 'launch', *SNP, '--ovmf', fw, '--id-block', fw)
+    misused('--author-key-enabled goes with', 'launch', *SNP, '--ovmf', fw, '--author-key-enabled')
+    misused('--host-data: .* is not 32 bytes', 'launch', *SNP, '--ovmf', fw, '--host-data', '00')
+    misused('--policy', 'launch', *SNP, '--ovmf', fw, '--policy', 'none')
     misused('--output-format', 'measure', *SNP, '--ovmf', fw, '--output-format', 'xml')
 
 
