@@ -16,5 +16,7 @@ GMEM_CMD int cmd_save(int argc, char **argv);
 GMEM_CMD int cmd_restore(int argc, char **argv);
 GMEM_CMD int cmd_inspect(int argc, char **argv);
 GMEM_CMD int cmd_verify(int argc, char **argv);
+GMEM_CMD int cmd_measure(int argc, char **argv);
+GMEM_CMD int cmd_launch(int argc, char **argv);
 
 #endif

@@ -18,6 +18,8 @@ static const struct {
 	{ "restore", cmd_restore, "start a saved virtual machine, its memory faulted in on demand" },
 	{ "inspect", cmd_inspect, "what an image holds" },
 	{ "verify", cmd_verify, "read and check every byte of an image" },
+	{ "measure", cmd_measure, "the launch digest of an SEV-SNP or TDX guest, from its files" },
+	{ "launch", cmd_launch, "launch such a guest's firmware, emulated, and look at its private memory" },
 };
 #define NCOMMANDS (sizeof(commands) / sizeof(commands[0]))
 
@@ -26,7 +28,7 @@ static void print_help(FILE *out)
 	fprintf(out, "Usage: gmem COMMAND [ARGUMENT...]\n"
 		     "       gmem --help | --version\n"
 		     "\n"
-		     "The memory of virtual machines: saved, restored lazily, inspected.\n"
+		     "The memory of virtual machines: saved, restored lazily, inspected, measured.\n"
 		     "\n");
 	for (size_t i = 0; i < NCOMMANDS; i++)
 		if (commands[i].run)
