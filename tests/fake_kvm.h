@@ -18,11 +18,13 @@
 /* Who is told: a memory file each, so that duplicates are known again. */
 enum fake { FAKE_NOBODY, FAKE_VM, FAKE_SEV, FAKE_VCPU0, FAKE_VCPU1, FAKE_KINDS };
 
+typedef void (*fake_change)(uint8_t *data);
+
 struct fake_answer {
 	int err; /* of the ioctl */
 	uint64_t status; /* left in `error` or `hw_error` */
 	uint64_t done; /* pages of progress in the structure; with err 0, EACH_PROGRESS: all */
-	void (*then)(uint8_t *data); /* changes the structure afterwards */
+	fake_change then; /* changes the structure afterwards */
 };
 
 struct fake_call {

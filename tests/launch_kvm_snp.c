@@ -256,7 +256,9 @@ TEST(snp_busy_is_asked_again)
 
 static void more_left(uint8_t *data)
 {
-	put(data + 16, 8, 9 * P);
+	put(data, 8, get(data, 8) - 2);
+	put(data + 8, 8, get(data + 8, 8) - 2 * P);
+	put(data + 16, 8, get(data + 16, 8) + 2 * P);
 }
 
 static void less_than_none(uint8_t *data)
@@ -266,7 +268,8 @@ static void less_than_none(uint8_t *data)
 
 static void half_a_page(uint8_t *data)
 {
-	put(data + 16, 8, 2 * P + 8);
+	put(data + 8, 8, get(data + 8, 8) - 8);
+	put(data + 16, 8, get(data + 16, 8) + 8);
 }
 
 static void another_gfn(uint8_t *data)
@@ -286,11 +289,10 @@ static void nothing(uint8_t *data)
 /* A KVM that is mad: no answer may count backwards, go on for ever, or launch what was not asked for. */
 TEST(snp_progress_that_cannot_be)
 {
-	void (*const mad[])(
-		uint8_t *) = { more_left, less_than_none, half_a_page, another_gfn, another_source, nothing };
+	const fake_change mad[] = { more_left, less_than_none, half_a_page, another_gfn, another_source, nothing };
 
 	for (size_t i = 0; i < sizeof(mad) / sizeof(mad[0]); i++) {
-		struct fake_answer script[2] = { { .done = 2 }, { .done = 0, .then = mad[i] } };
+		struct fake_answer script[2] = { { .done = 2 }, { .done = mad[i] == nothing ? 0 : 1, .then = mad[i] } };
 		struct gmem_launch *launch = fake_launch(GMEM_VM_SNP);
 
 		fake_script(1, script + 1);

@@ -304,6 +304,16 @@ TEST(tdx_refused_in_every_position)
 	}
 }
 
+/* A page is done at every 6000th command. */
+static void seldom(uint8_t *data)
+{
+	if (fake.ncalls % 6000)
+		return;
+	put(data, 8, get(data, 8) + P);
+	put(data + 8, 8, get(data + 8, 8) + P);
+	put(data + 16, 8, get(data + 16, 8) - 1);
+}
+
 TEST(tdx_asked_again_not_for_ever)
 {
 	static const int errs[] = { -EAGAIN, -EINTR };
@@ -315,6 +325,11 @@ TEST(tdx_asked_again_not_for_ever)
 		CHECK_ERR(gmem_launch_update(launch, GPA, src, 8, GMEM_LAUNCH_NORMAL), errs[e]);
 		CHECK_EQ(fake.ncalls, 10000);
 		/* As long as something is done it goes on. */
+		fake.for_ever.then = seldom;
+		fake.ncalls = 0;
+		CHECK_EQ(gmem_launch_update(launch, GPA, src, 3, GMEM_LAUNCH_NORMAL), 3);
+		CHECK_EQ(fake.ncalls, 18000);
+		fake.for_ever.then = NULL;
 		fake.for_ever.done = 1;
 		fake.ncalls = 0;
 		CHECK_EQ(gmem_launch_update(launch, GPA, src, 8, GMEM_LAUNCH_NORMAL), 8);
@@ -326,7 +341,9 @@ TEST(tdx_asked_again_not_for_ever)
 
 static void more_left(uint8_t *data)
 {
-	put(data + 16, 8, 9);
+	put(data, 8, get(data, 8) - 2 * P);
+	put(data + 8, 8, get(data + 8, 8) - 2 * P);
+	put(data + 16, 8, get(data + 16, 8) + 2);
 }
 
 static void less_than_none(uint8_t *data)
@@ -351,10 +368,10 @@ static void nothing(uint8_t *data)
 /* A KVM that is mad: no answer may count backwards, go on for ever, or launch what was not asked for. */
 TEST(tdx_progress_that_cannot_be)
 {
-	void (*const mad[])(uint8_t *) = { more_left, less_than_none, another_gpa, another_source, nothing };
+	const fake_change mad[] = { more_left, less_than_none, another_gpa, another_source, nothing };
 
 	for (size_t i = 0; i < sizeof(mad) / sizeof(mad[0]); i++) {
-		struct fake_answer script[2] = { { .done = 2 }, { .done = 0, .then = mad[i] } };
+		struct fake_answer script[2] = { { .done = 2 }, { .done = mad[i] == nothing ? 0 : 1, .then = mad[i] } };
 		struct gmem_launch *launch = fake_launch(GMEM_VM_TDX);
 
 		fake_script(1, script + 1);
