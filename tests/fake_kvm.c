@@ -120,7 +120,8 @@ static int memory_encrypt_op(int fd, uint8_t *cmd)
 	memcpy(call->cmd, cmd, sizeof(call->cmd));
 	call->data_at = (uintptr_t)data;
 	CHECK(data_len(id, data) <= sizeof(call->data));
-	memcpy(call->data, data, data_len(id, data));
+	if (data_len(id, data))
+		memcpy(call->data, data, data_len(id, data));
 	if (fake.at < fake.nscript)
 		a = fake.script[fake.at++];
 	else if (fake.for_ever.err || fake.for_ever.done)
