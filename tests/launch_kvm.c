@@ -22,6 +22,9 @@ TEST(nothing_is_said_to_the_wrong_machine)
 		CHECK_ERR(gmem_launch_create_kvm(fake.fd[FAKE_VM], GMEM_VM_SW_PROTECTED, NULL, &launch), -EINVAL);
 		opts.flags = 0x80;
 		CHECK_ERR(gmem_launch_create_kvm(fake.fd[FAKE_VM], kinds[i], &opts, &launch), -EINVAL);
+		opts.flags = GMEM_LAUNCH_NOT_STARTED;
+		if (kinds[i] == GMEM_VM_TDX)
+			CHECK_ERR(gmem_launch_create_kvm(fake.fd[FAKE_VM], GMEM_VM_TDX, &opts, &launch), -EINVAL);
 		opts.flags = 0;
 		opts.size--;
 		CHECK_ERR(gmem_launch_create_kvm(fake.fd[FAKE_VM], kinds[i], &opts, &launch), -EINVAL);

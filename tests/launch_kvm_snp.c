@@ -20,7 +20,7 @@ static void check_update(unsigned int i, uint64_t gfn, const void *from, uint64_
 
 TEST(snp_begins_with_init2_and_start)
 {
-	struct gmem_launch_opts opts = { .size = sizeof(opts), .policy = 0xb0000, .sev_features = 0x221 };
+	struct gmem_launch_opts opts = { .size = sizeof(opts), .policy = 0xb0000, .sev_features = 0x220 };
 	struct gmem_launch *launch;
 	uint8_t init[48] = { 0 }, start[64] = { 0 };
 
@@ -31,7 +31,7 @@ TEST(snp_begins_with_init2_and_start)
 	CHECK_OK(gmem_launch_create_kvm(fake.fd[FAKE_VM], GMEM_VM_SNP, &opts, &launch));
 	CHECK_EQ(fake.ncalls, 2);
 	check_sev_cmd(0, 22);
-	put(init, 8, 0x220); /* KVM sets bit 0 itself, and refuses it */
+	put(init, 8, 0x220);
 	CHECK_MEM(fake.call[0].data, init, sizeof(init));
 	check_sev_cmd(1, 100);
 	put(start, 8, 0xb0000);
@@ -80,10 +80,11 @@ TEST(snp_start_may_be_the_callers)
 	check_sev_cmd(1, 100);
 	CHECK_EQ(fake.call[1].data_at, (uintptr_t)&start);
 	CHECK_MEM(fake.call[1].data, &start, 64);
-	/* Neither vCPUs nor flags are said to KVM this way. */
-	CHECK_ERR(gmem_launch_command(launch, 0, 101, 0, &start, NULL), -EINVAL);
-	CHECK_ERR(gmem_launch_command(launch, -1, 101, 1, &start, NULL), -EINVAL);
+	/* Of vCPUs KVM has none, and the flags are padding there. */
+	CHECK_ERR(gmem_launch_command(launch, 0, 101, 0, &start, NULL), -ENOTTY);
 	CHECK_EQ(fake.ncalls, 2);
+	CHECK_OK(gmem_launch_command(launch, -1, 100, 77, &start, NULL));
+	check_sev_cmd(2, 100);
 	gmem_launch_free(launch);
 	fake_tear_down();
 }

@@ -82,10 +82,9 @@ static int command(struct gmem_kvm_launch *l, int vcpu, uint32_t id, uint32_t fl
 	int fd = l->vm;
 
 	if (l->base.type == GMEM_VM_SNP) {
-		if (flags)
-			return gmem_err(-EINVAL, "flags 0x%x: SNP's commands have them in their structures", flags);
+		/* `flags` are padding in struct kvm_sev_cmd. */
 		if (vcpu >= 0)
-			return gmem_err(-EINVAL, "vCPU %d: SNP has no commands of vCPUs", vcpu);
+			return gmem_err(-ENOTTY, "vCPU %d: SNP has no commands of vCPUs", vcpu);
 		return gmem_kvm_snp_command(l, id, data, &answer->status);
 	}
 	if (vcpu >= 0)
@@ -160,8 +159,11 @@ int gmem_kvm_launch_create(int kvm_vm, enum gmem_vm_type type, const struct gmem
 			   struct gmem_launch **ret)
 {
 	struct gmem_kvm_launch *l;
-	int err = check_vm(kvm_vm, type);
+	int err;
 
+	if (type == GMEM_VM_TDX && opts->flags)
+		return gmem_err(-EINVAL, "flags 0x%x: not TDX's", opts->flags);
+	err = check_vm(kvm_vm, type);
 	if (err)
 		return err;
 	l = calloc(1, sizeof(*l));

@@ -8,8 +8,6 @@
 #include "launch/snp/status.h"
 #include "sys/kvm_sev.h"
 
-#define SNP_ACTIVE UINT64_C(1)
-
 static const char *name(uint32_t id)
 {
 	switch (id) {
@@ -50,7 +48,7 @@ static const char *meaning(uint32_t id, int err)
 	switch (id) {
 	case GMEM_KVM_SEV_INIT2:
 		return "the machine is not of type KVM_X86_SNP_VM, has been begun or has vCPUs, or KVM lacks some of "
-		       "sev_features";
+		       "sev_features (SNPActive is not among them)";
 	case GMEM_KVM_SEV_SNP_LAUNCH_START:
 		return "KVM refuses the policy, or the launch has been started";
 	case GMEM_KVM_SEV_SNP_LAUNCH_UPDATE:
@@ -83,8 +81,7 @@ int gmem_kvm_snp_command(struct gmem_kvm_launch *launch, uint32_t id, void *data
 
 int gmem_kvm_snp_begin(struct gmem_kvm_launch *launch, const struct gmem_launch_opts *opts)
 {
-	/* KVM sets SNPActive by itself, and refuses to be told. */
-	struct gmem_kvm_sev_init init = { .vmsa_features = opts->sev_features & ~SNP_ACTIVE };
+	struct gmem_kvm_sev_init init = { .vmsa_features = opts->sev_features };
 	struct gmem_snp_launch_start start = { .policy = opts->policy };
 	uint64_t status;
 	int err = gmem_kvm_snp_command(launch, GMEM_KVM_SEV_INIT2, &init, &status);
