@@ -138,7 +138,7 @@ static int init_vm(struct gmem_kvm_launch *launch, const struct gmem_launch_opts
 
 int gmem_kvm_tdx_begin(struct gmem_kvm_launch *launch, const struct gmem_launch_opts *opts)
 {
-	uint64_t attributes, xfam;
+	uint64_t attributes = 0, xfam = 0;
 	int err = capabilities(launch, &attributes, &xfam);
 
 	if (err)
