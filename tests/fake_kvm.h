@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A KVM that has SNP and TDX, at the seam to the kernel (ld --wrap=gmem_sys_ioctl, gmem_sys_ioctl_val, gmem_sys_open): it
- * writes down what it is told, byte by byte, and answers what a case scripted. What it expects are the kernel's numbers
- * (arch/x86/include/uapi/asm/kvm.h), written as numbers.
+ * A KVM that has SNP and TDX, at the seam to the kernel (ld --wrap=gmem_sys_ioctl, gmem_sys_ioctl_val, gmem_sys_open):
+ * it writes down what it is told, byte by byte, and answers what a case scripted. What it expects are the kernel's
+ * numbers (arch/x86/include/uapi/asm/kvm.h), written as numbers.
  */
 #ifndef GMEM_TESTS_FAKE_KVM_H
 #define GMEM_TESTS_FAKE_KVM_H
