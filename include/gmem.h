@@ -880,7 +880,7 @@ struct gmem_launch_opts {
 
 /*
  * Emulated; the VM has no GMEM_VM_KVM, and one launch. SNP: INIT2 and LAUNCH_START, ready for updates. TDX: INIT_VM.
- * `opts` may be NULL. -EINVAL (the VM's type; what the firmware or the module does not take: gmem_launch_status()),
+ * `opts` may be NULL. -EINVAL (the VM's type; what KVM, the firmware or the module does not take: the text has why),
  * -EEXIST (the VM has a launch), -EOPNOTSUPP (GMEM_VM_KVM), -ENOMEM.
  */
 int gmem_launch_create(struct gmem_vm *vm, const struct gmem_launch_opts *opts, struct gmem_launch **ret);

@@ -140,7 +140,7 @@ TEST(tdx_init_vm_waits_for_entropy)
 	fake.for_ever = none;
 	CHECK_ERR(gmem_launch_create_kvm(fake.fd[FAKE_VM], GMEM_VM_TDX, NULL, &launch), -EAGAIN);
 	CHECK_EQ(fake.ncalls, 10001);
-	CHECK_HAS(gmem_last_error(), "KVM_TDX_INIT_VM: the TDX module answers 0x8000020300000000");
+	CHECK_HAS(gmem_last_error(), "KVM_TDX_INIT_VM: the TDX module answers 0x8000020300000000, ");
 	fake_tear_down();
 }
 
@@ -274,9 +274,9 @@ TEST(tdx_refused_in_every_position)
 		uint64_t status;
 		const char *text;
 	} of[] = {
-		{ -EBUSY, 0x8000020000000080, "busy" },
+		{ -EBUSY, 0x8000020000000080, "OPERAND_BUSY: busy, again" },
 		{ -EBUSY, 0, "busy" },
-		{ -EIO, 0xc0000b0a00000001, "0xc0000b0a00000001" },
+		{ -EIO, 0xc0000b0d00000001, "0xc0000b0d00000001, EPT_ENTRY_STATE_INCORRECT" },
 		{ -EINVAL, 0, "guest_memfd" },
 		{ -EFAULT, 0, "Bad address" },
 		{ -EOPNOTSUPP, 0, "source" },

@@ -7,6 +7,7 @@
 
 #include "base/err.h"
 #include "launch/kvm/kvm.h"
+#include "launch/tdx/status.h"
 #include "sys/kvm_tdx.h"
 
 /* Room for a table of CPUID bits at first; KVM says if it is too small. */
@@ -78,8 +79,8 @@ int gmem_kvm_tdx_command(int fd, uint32_t id, uint32_t flags, uint64_t data, uin
 	if (!err)
 		return 0;
 	if (hw_error)
-		return gmem_err(err, "%s: the TDX module answers 0x%016" PRIx64 "%s", name(id), hw_error,
-				err == -EBUSY ? ": busy, again" : "");
+		return gmem_err(err, "%s: the TDX module answers 0x%016" PRIx64 ", %s%s", name(id), hw_error,
+				gmem_tdx_status_text(hw_error), err == -EBUSY ? ": busy, again" : "");
 	why = meaning(id, err);
 	return why ? gmem_err(err, "%s: %s", name(id), why) : gmem_err_sys(err, "%s", name(id));
 }
