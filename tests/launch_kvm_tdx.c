@@ -220,6 +220,7 @@ TEST(tdx_vcpus)
 	CHECK_EQ(fake.call[3].data_at, (uintptr_t)&region);
 	CHECK(region.nr_pages == 0 && region.gpa == GPA + P && region.source_addr == (uintptr_t)src + P);
 	CHECK_ERR(gmem_launch_command(launch, 2, 3, 1, &region, &status), -EINVAL);
+	CHECK_ERR(gmem_launch_command(launch, -2, 3, 1, &region, &status), -EINVAL);
 	CHECK_EQ(fake.ncalls, 4);
 	gmem_launch_free(launch);
 	fake_tear_down();
