@@ -874,13 +874,13 @@ struct gmem_launch_opts {
 	uint64_t attributes, xfam; /* xfam 0: 0x3, x87 and SSE */
 	uint8_t mrconfigid[48], mrowner[48], mrownerconfig[48];
 	/* gmem_launch_create_kvm() only. */
-	int sev_fd; /* SNP: /dev/sev, borrowed */
+	int sev_fd; /* SNP: /dev/sev, borrowed; 0: it is opened */
 	const void *cpuid; /* TDX: struct kvm_cpuid2 */
 };
 
 /*
  * Emulated; the VM has no GMEM_VM_KVM, and one launch. SNP: INIT2 and LAUNCH_START, ready for updates. TDX: INIT_VM.
- * `opts` may be NULL. -EINVAL (the VM's type; what the firmware or the module does not take: gmem_launch_status()),
+ * `opts` may be NULL. -EINVAL (the VM's type; what KVM, the firmware or the module does not take: the text has why),
  * -EEXIST (the VM has a launch), -EOPNOTSUPP (GMEM_VM_KVM), -ENOMEM.
  */
 int gmem_launch_create(struct gmem_vm *vm, const struct gmem_launch_opts *opts, struct gmem_launch **ret);
@@ -888,7 +888,8 @@ int gmem_launch_create(struct gmem_vm *vm, const struct gmem_launch_opts *opts, 
 /*
  * On hardware: of a KVM VM of type KVM_X86_SNP_VM or KVM_X86_TDX_VM, borrowed, to which nothing has been said yet. Its
  * memslots and guest_memfds (gmem_file_create() with GMEM_NEED_KVM_SLOT makes such), memory attributes and vCPUs are
- * the caller's. Has not met hardware: see gmem_launch(3). -EINVAL, -EBADF, -ENOMEM, what KVM answers.
+ * the caller's. Has not met hardware: see gmem_launch(3). -EINVAL, -EBADF, -EOPNOTSUPP (a KVM without such machines),
+ * -ENOMEM, what /dev/sev and KVM answer.
  */
 int gmem_launch_create_kvm(int kvm_vm, enum gmem_vm_type type, const struct gmem_launch_opts *opts,
 			   struct gmem_launch **ret);

@@ -12,6 +12,9 @@
 #define DEFAULT_POLICY 0x30000u
 #define DEFAULT_XFAM 0x3u
 
+/* How often a command is given again that KVM had no time for, as long as not a page more is done. */
+#define MOST_TRIES 10000
+
 /* ---- its making */
 
 static int check_opts(const char *who, const struct gmem_launch_opts *opts, struct gmem_launch_opts *ret)
@@ -80,8 +83,9 @@ int gmem_launch_do(struct gmem_launch *launch, int vcpu, uint32_t id, uint32_t f
 int gmem_launch_command(struct gmem_launch *launch, int vcpu, uint32_t id, uint32_t flags, void *data,
 			uint64_t *ret_status)
 {
-	struct gmem_launch_answer answer;
-	int err = gmem_launch_do(launch, vcpu, id, flags, data, &answer);
+	struct gmem_launch_answer answer = { 0 };
+	int err =
+		vcpu < -1 ? gmem_err(-EINVAL, "vCPU %d", vcpu) : gmem_launch_do(launch, vcpu, id, flags, data, &answer);
 
 	if (ret_status)
 		*ret_status = answer.status;
@@ -116,6 +120,8 @@ static int check_update(const struct gmem_launch *launch, uint64_t gpa, const vo
 	if (npages <= 0 || !gmem_range_inside(gpa, (uint64_t)npages << GMEM_PAGE_SHIFT, UINT64_MAX & GMEM_PAGE_MASK) ||
 	    npages > INT64_MAX >> GMEM_PAGE_SHIFT)
 		return gmem_err(-EINVAL, "%lld pages", (long long)npages);
+	if (!gmem_page_aligned((uintptr_t)src))
+		return gmem_err(-EINVAL, "source %p: not page-aligned", src);
 	switch (type) {
 	case GMEM_LAUNCH_ZERO:
 		if (!snp)
@@ -133,7 +139,29 @@ static int check_update(const struct gmem_launch *launch, uint64_t gpa, const vo
 	return gmem_err(-EINVAL, "type %d: unknown", (int)type);
 }
 
-/* As a caller of KVM's is to: again, until nothing is left or nothing goes on. Returns the pages that are left. */
+/*
+ * A caller of KVM's gives a command again until nothing is left or nothing goes on. A signal is for nobody's launch;
+ * in an emulated one -EINTR is gmem_vm_cancel()'s. `before` and `left` are pages; *tries: without progress so far.
+ */
+static bool goes_on(const struct gmem_launch *launch, int *err, uint64_t before, uint64_t left, int *tries)
+{
+	if (!left)
+		return false;
+	if (left < before)
+		*tries = 0;
+	else if (!*err)
+		*err = gmem_err(-EIO, "KVM says that it went on, and has done nothing");
+	else
+		++*tries;
+	return !*err || ((*err == -EAGAIN || (*err == -EINTR && !launch->vm)) && *tries < MOST_TRIES);
+}
+
+static int bad_progress(void)
+{
+	return gmem_err(-EIO, "KVM answers progress that cannot be");
+}
+
+/* Returns the pages that are left. */
 static uint64_t update_snp(struct gmem_launch *launch, uint64_t gpa, const void *src, uint64_t npages,
 			   enum gmem_launch_page type, int *ret_why)
 {
@@ -143,16 +171,26 @@ static uint64_t update_snp(struct gmem_launch *launch, uint64_t gpa, const void 
 		.len = npages << GMEM_PAGE_SHIFT,
 		.type = (uint8_t)type,
 	};
+	const struct gmem_snp_launch_update all = u;
 	struct gmem_launch_answer answer;
-	int err = 0;
+	uint64_t before, left = npages;
+	int err, tries = 0;
 
-	while (u.len && (!err || err == -EAGAIN)) {
+	do {
+		before = left;
 		err = gmem_launch_do(launch, -1, GMEM_SNP_CMD_LAUNCH_UPDATE, 0, &u, &answer);
 		if (answer.why)
 			err = answer.why;
-	}
-	*ret_why = u.len ? err : 0;
-	return u.len >> GMEM_PAGE_SHIFT;
+		left = u.len >> GMEM_PAGE_SHIFT;
+		if (left > before || !gmem_page_aligned(u.len) || u.gfn_start + left != all.gfn_start + npages ||
+		    (src && u.uaddr + u.len != all.uaddr + all.len)) {
+			err = bad_progress();
+			left = before;
+			break;
+		}
+	} while (goes_on(launch, &err, before, left, &tries));
+	*ret_why = left ? err : 0;
+	return left;
 }
 
 static uint64_t update_tdx(struct gmem_launch *launch, uint64_t gpa, const void *src, uint64_t npages,
@@ -161,12 +199,23 @@ static uint64_t update_tdx(struct gmem_launch *launch, uint64_t gpa, const void 
 	struct gmem_tdx_init_mem_region r = { .source_addr = (uintptr_t)src, .gpa = gpa, .nr_pages = npages };
 	uint32_t flags = type == GMEM_LAUNCH_NORMAL ? GMEM_TDX_MEASURE_MEMORY_REGION : 0;
 	struct gmem_launch_answer answer;
-	int err = 0;
+	int vcpu = launch->vm ? GMEM_LAUNCH_NO_VCPU : 0;
+	uint64_t before, left = npages;
+	int err, tries = 0;
 
-	while (r.nr_pages && (!err || err == -EAGAIN))
-		err = gmem_launch_do(launch, 0, GMEM_TDX_CMD_INIT_MEM_REGION, flags, &r, &answer);
-	*ret_why = r.nr_pages ? err : 0;
-	return r.nr_pages;
+	do {
+		before = left;
+		err = gmem_launch_do(launch, vcpu, GMEM_TDX_CMD_INIT_MEM_REGION, flags, &r, &answer);
+		left = r.nr_pages;
+		if (left > before || r.gpa != gpa + ((npages - left) << GMEM_PAGE_SHIFT) ||
+		    r.source_addr != (uintptr_t)src + ((npages - left) << GMEM_PAGE_SHIFT)) {
+			err = bad_progress();
+			left = before;
+			break;
+		}
+	} while (goes_on(launch, &err, before, left, &tries));
+	*ret_why = left ? err : 0;
+	return left;
 }
 
 int64_t gmem_launch_update_why(struct gmem_launch *launch, uint64_t gpa, const void *src, int64_t npages,
