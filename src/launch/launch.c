@@ -80,8 +80,9 @@ int gmem_launch_do(struct gmem_launch *launch, int vcpu, uint32_t id, uint32_t f
 int gmem_launch_command(struct gmem_launch *launch, int vcpu, uint32_t id, uint32_t flags, void *data,
 			uint64_t *ret_status)
 {
-	struct gmem_launch_answer answer;
-	int err = gmem_launch_do(launch, vcpu, id, flags, data, &answer);
+	struct gmem_launch_answer answer = { 0 };
+	int err =
+		vcpu < -1 ? gmem_err(-EINVAL, "vCPU %d", vcpu) : gmem_launch_do(launch, vcpu, id, flags, data, &answer);
 
 	if (ret_status)
 		*ret_status = answer.status;
@@ -161,10 +162,11 @@ static uint64_t update_tdx(struct gmem_launch *launch, uint64_t gpa, const void 
 	struct gmem_tdx_init_mem_region r = { .source_addr = (uintptr_t)src, .gpa = gpa, .nr_pages = npages };
 	uint32_t flags = type == GMEM_LAUNCH_NORMAL ? GMEM_TDX_MEASURE_MEMORY_REGION : 0;
 	struct gmem_launch_answer answer;
+	int vcpu = launch->vm ? GMEM_LAUNCH_NO_VCPU : 0;
 	int err = 0;
 
 	while (r.nr_pages && (!err || err == -EAGAIN))
-		err = gmem_launch_do(launch, 0, GMEM_TDX_CMD_INIT_MEM_REGION, flags, &r, &answer);
+		err = gmem_launch_do(launch, vcpu, GMEM_TDX_CMD_INIT_MEM_REGION, flags, &r, &answer);
 	*ret_why = r.nr_pages ? err : 0;
 	return r.nr_pages;
 }

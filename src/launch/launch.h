@@ -16,6 +16,9 @@
 
 struct gmem_launch;
 
+/* In place of a vCPU's number: any, or none, of an emulated launch. The library's own callers alone. */
+#define GMEM_LAUNCH_NO_VCPU (-2)
+
 /* What a command came to, beside its errno. */
 struct gmem_launch_answer {
 	uint64_t status; /* of the firmware or the module, which refused; 0: they did not, or were not asked */

@@ -235,7 +235,7 @@ static int populate_present(struct populate *p, uint64_t off)
 
 	begin(p, off, 0);
 	if ((p->flags & GMEM_POPULATE_UNTOUCHED) && gmem_mmu_mapped(&p->vm->mmu, p->gfn)) {
-		err = gmem_err(-EIO, "gmem_populate: gfn 0x%llx: launched before, or touched by the guest",
+		err = gmem_err(-EEXIST, "gmem_populate: gfn 0x%llx: launched before, or touched by the guest",
 			       (unsigned long long)p->gfn);
 	} else {
 		begin(p, off, BOTH | GMEM_SIDE_KEEP);
