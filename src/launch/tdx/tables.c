@@ -87,7 +87,7 @@ static int accept_page(struct gmem_mmu_external *x, uint64_t gfn, uint64_t pfn, 
 	if (gmem_tdx_busy(status))
 		return -EAGAIN;
 	if (gmem_tdx_status_class(status) == GMEM_TDX_PAGE_ALREADY_ACCEPTED)
-		return gmem_tdx_status_err(-EEXIST, "TDG.MEM.PAGE.ACCEPT", status);
+		return 1;
 	/* Before the TD is finalized; or the entry is not what the MMU's says. */
 	return status ? gmem_tdx_status_err(-EIO, "TDG.MEM.PAGE.ACCEPT", status) : 0;
 }
