@@ -123,14 +123,16 @@ static int track(struct gmem_mmu_external *x)
 	return status ? gmem_tdx_bug(t, "TDH.MEM.TRACK", status) : 0;
 }
 
-/* What it had is lost, as where it was encrypted. By a call: the memory may be poisoned, which is why it goes. */
+/*
+ * What it had is lost, whatever the module says: it would be encrypted. By a system call: the memory may be poisoned,
+ * and go for that.
+ */
 static int clear_page(struct gmem_mmu_external *x, uint64_t gfn, uint64_t pfn)
 {
 	static const char zeroes[GMEM_PAGE_SIZE];
 	int err = take(tables_of(x), gmem_tdx_mem_page_remove, "TDH.MEM.PAGE.REMOVE", gfn);
 
-	if (!err)
-		(void)gmem_sys_poke(gmem_pfn_addr(pfn), zeroes, sizeof(zeroes));
+	(void)gmem_sys_poke(gmem_pfn_addr(pfn), zeroes, sizeof(zeroes));
 	return err;
 }
 
