@@ -9,7 +9,7 @@
 
 #include "base/err.h"
 #include "base/range.h"
-#include "launch/firmware.h"
+#include "launch/firmware/firmware.h"
 #include "launch/tdx/launch.h"
 
 struct load {
