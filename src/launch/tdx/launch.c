@@ -41,6 +41,21 @@ static int check_alive(const struct tdx_launch *l)
 	return 0;
 }
 
+/* A command begins: slots_lock is held from then on, also after an error. */
+static int begin(struct tdx_launch *l)
+{
+	gmem_vm_lock_slots(l->launch.vm);
+	atomic_store(&l->tables->status, GMEM_TDX_SUCCESS);
+	return check_alive(l);
+}
+
+static void end(struct tdx_launch *l, int err, struct gmem_launch_answer *answer)
+{
+	answer->why = err;
+	answer->status = err ? atomic_load(&l->tables->status) : GMEM_TDX_SUCCESS;
+	gmem_vm_unlock_slots(l->launch.vm);
+}
+
 /* ---- KVM_TDX_INIT_MEM_REGION */
 
 static int extend_page(struct tdx_launch *l, uint64_t gpa)
@@ -124,33 +139,33 @@ static int check_vcpu(const struct tdx_launch *l, int vcpu, uint32_t flags)
 	return 0;
 }
 
-static int init_mem_region(struct tdx_launch *l, int vcpu, uint32_t flags, void *data)
+static int init_mem_region(struct tdx_launch *l, int vcpu, uint32_t flags, void *data,
+			   struct gmem_launch_answer *answer)
 {
 	struct gmem_tdx_init_mem_region r;
 	struct gmem_vm *vm = l->launch.vm;
-	bool checked = false;
+	bool there, begun = false;
 	int err;
 
-	/* With no lock held, as the memory of the caller's may be lazily served. */
+	/* Once, and with no lock held: the caller's memory may be lazily served, or change. */
 	gmem_might_fault();
-	if (gmem_sys_peek(&r, data, sizeof(r)) != sizeof(r))
+	there = gmem_sys_peek(&r, data, sizeof(r)) == sizeof(r);
+	err = begin(l);
+	if (!err)
+		err = check_vcpu(l, vcpu, flags);
+	if (!err && !there)
 		err = gmem_err(-EFAULT, "INIT_MEM_REGION's structure cannot be read");
-	else
-		err = 0;
-	gmem_vm_lock_slots(vm);
-	if (check_vcpu(l, vcpu, flags))
-		err = -EINVAL;
 	if (!err)
 		err = check_region(vm, &r);
 	if (!err) {
-		checked = true;
+		begun = true;
 		l->measured = flags & GMEM_TDX_MEASURE_MEMORY_REGION;
 		err = add_region(l, &r);
 	}
-	gmem_vm_unlock_slots(vm);
+	end(l, err, answer);
 	/* After errors too: whoever calls again goes on where this one ended. */
-	if (checked && gmem_sys_poke(data, &r, sizeof(r)) != sizeof(r))
-		err = gmem_err(-EFAULT, "INIT_MEM_REGION's structure cannot be written to");
+	if (begun && gmem_sys_poke(data, &r, sizeof(r)) != sizeof(r))
+		answer->why = err = gmem_err(-EFAULT, "INIT_MEM_REGION's structure cannot be written to");
 	return err;
 }
 
@@ -171,52 +186,48 @@ static int finalize(struct tdx_launch *l)
 	return 0;
 }
 
-static int finalize_vm(struct tdx_launch *l, int vcpu)
+static int finalize_vm(struct tdx_launch *l, int vcpu, struct gmem_launch_answer *answer)
 {
-	int err;
+	int err = begin(l);
 
-	if (vcpu != -1)
-		return gmem_err(-EINVAL, "FINALIZE_VM is the VM's, not a vCPU's");
-	gmem_vm_lock_slots(l->launch.vm);
-	err = finalize(l);
-	gmem_vm_unlock_slots(l->launch.vm);
+	if (!err)
+		err = vcpu == -1 ? finalize(l) : gmem_err(-EINVAL, "FINALIZE_VM is the VM's, not a vCPU's");
+	end(l, err, answer);
 	return err;
 }
 
 /* ---- the launch */
 
+static int unknown(struct tdx_launch *l, struct gmem_launch_answer *answer)
+{
+	int err = begin(l);
+
+	if (!err)
+		err = gmem_err(-EINVAL, "no command of a TD that is initialized");
+	end(l, err, answer);
+	return err;
+}
+
 static int command(struct gmem_launch *launch, int vcpu, uint32_t id, uint32_t flags, void *data,
 		   struct gmem_launch_answer *answer)
 {
 	struct tdx_launch *l = launch_of(launch);
-	int err;
 
-	gmem_vm_lock_slots(launch->vm);
-	err = check_alive(l);
-	gmem_vm_unlock_slots(launch->vm);
-	if (err)
-		return err;
-	atomic_store(&l->tables->status, GMEM_TDX_SUCCESS);
-	if (id == GMEM_TDX_CMD_INIT_MEM_REGION)
-		err = init_mem_region(l, vcpu, flags, data);
-	else if (id == GMEM_TDX_CMD_FINALIZE_VM)
-		err = finalize_vm(l, vcpu);
-	else
-		err = gmem_err(-EINVAL, "no command of a TD that is initialized");
-	answer->why = err;
-	if (err)
-		answer->status = atomic_load(&l->tables->status);
-	return err;
+	switch (id) {
+	case GMEM_TDX_CMD_INIT_MEM_REGION:
+		return init_mem_region(l, vcpu, flags, data, answer);
+	case GMEM_TDX_CMD_FINALIZE_VM:
+		return finalize_vm(l, vcpu, answer);
+	default:
+		return unknown(l, answer);
+	}
 }
 
 static int add_vcpu_locked(struct tdx_launch *l, uint64_t rcx)
 {
 	struct gmem_tdx_td *td = &l->tables->td;
-	int err = check_alive(l);
 	uint64_t status;
 
-	if (err)
-		return err;
 	if (atomic_load(&l->tables->runnable))
 		return gmem_err(-EBUSY, "the TD is finalized");
 	status = gmem_tdx_vp_create(td, l->nvcpus);
@@ -231,13 +242,15 @@ static int add_vcpu_locked(struct tdx_launch *l, uint64_t rcx)
 
 static int add_vcpu(struct gmem_launch *launch, const struct gmem_launch_vcpu *vcpu)
 {
-	int err;
+	struct tdx_launch *l = launch_of(launch);
+	struct gmem_launch_answer answer;
+	int err = begin(l);
 
-	gmem_vm_lock_slots(launch->vm);
-	err = add_vcpu_locked(launch_of(launch), vcpu->rcx);
-	if (err == -EIO)
-		atomic_store(&launch->status, atomic_load(&launch_of(launch)->tables->status));
-	gmem_vm_unlock_slots(launch->vm);
+	if (!err)
+		err = add_vcpu_locked(l, vcpu->rcx);
+	end(l, err, &answer);
+	if (answer.status)
+		atomic_store(&launch->status, answer.status);
 	return err;
 }
 
@@ -251,30 +264,31 @@ uint32_t gmem_tdx_launch_nvcpus(struct gmem_launch *launch)
 	return n;
 }
 
-/* TDH.MR.EXTEND, as hosts called it for themselves. */
-static int extend_locked(struct tdx_launch *l, uint64_t gpa, uint64_t len, struct gmem_launch_answer *answer)
+static int extend_range(struct tdx_launch *l, uint64_t gpa, uint64_t len)
 {
-	int err = check_alive(l);
+	for (uint64_t at = 0; at < len; at += GMEM_TDX_CHUNK_LEN) {
+		uint64_t status = gmem_tdx_mr_extend(&l->tables->td, gpa + at);
+		int err;
 
-	for (uint64_t at = 0; !err && at < len; at += GMEM_TDX_CHUNK_LEN) {
-		answer->status = gmem_tdx_mr_extend(&l->tables->td, gpa + at);
-		if (!answer->status)
+		if (!status)
 			continue;
 		l->broken = at;
-		err = gmem_tdx_refused(l->tables, -EIO, "TDH.MR.EXTEND", answer->status);
-		err = gmem_err_prefix(err, "gpa 0x%llx%s", (unsigned long long)(gpa + at),
-				      at ? ", in the middle of the range: this launch is of no more use" : "");
+		err = gmem_tdx_refused(l->tables, -EIO, "TDH.MR.EXTEND", status);
+		return gmem_err_prefix(err, "gpa 0x%llx%s", (unsigned long long)(gpa + at),
+				       at ? ", in the middle of the range: this launch is of no more use" : "");
 	}
-	return err;
+	return 0;
 }
 
+/* TDH.MR.EXTEND, as hosts called it for themselves. */
 static int extend(struct gmem_launch *launch, uint64_t gpa, uint64_t len, struct gmem_launch_answer *answer)
 {
-	int err;
+	struct tdx_launch *l = launch_of(launch);
+	int err = begin(l);
 
-	gmem_vm_lock_slots(launch->vm);
-	err = extend_locked(launch_of(launch), gpa, len, answer);
-	gmem_vm_unlock_slots(launch->vm);
+	if (!err)
+		err = extend_range(l, gpa, len);
+	end(l, err, answer);
 	return err;
 }
 
