@@ -2,6 +2,8 @@
 /* A TD's private pages from launch to teardown: which calls of the module are made for them, and what is in them. */
 #include "tdx_wraps.h"
 
+#include <sys/mman.h>
+
 #define ADD GMEM_TDX_MEM_PAGE_ADD
 #define TABLE GMEM_TDX_MEM_SEPT_ADD
 #define AUG GMEM_TDX_MEM_PAGE_AUG
@@ -230,6 +232,38 @@ TEST(punched_and_closed)
 	CHECK_EQ(count(BLOCK), 4);
 	CHECK_EQ(count(REMOVE), 4);
 	CHECK_EQ(sept_at(&s, GPA + PG), GMEM_SEPT_FREE);
+	CHECK(!dead(&s));
+	tear_down(&s);
+}
+
+TEST(poisoned)
+{
+	char byte;
+	struct scene s;
+
+	set_up_finalized(&s);
+	CHECK_OK(gmem_file_poison(s.file, PG, PG));
+	CALLS({ BLOCK, GPA + PG }, { TRACK, 0 }, { REMOVE, GPA + PG });
+	CHECK_ERR(gmem_vcpu_load(s.vcpu, GPA + PG, &byte, 1), -EHWPOISON);
+	CHECK_ERR(gmem_vcpu_accept(s.vcpu, GPA + PG, PG, true, NULL), -EHWPOISON);
+	CHECK(!dead(&s));
+	tear_down(&s);
+}
+
+/* Its bytes cannot be made zero; that is no reason for a signal. */
+TEST(memory_that_has_failed)
+{
+	struct gmem_sept_walk w;
+	struct scene s;
+	void *frame;
+
+	set_up_finalized(&s);
+	CHECK(gmem_sept_walk(&s.tables->td.sept, GPA + PG, GMEM_SEPT_PT, &w));
+	frame = (void *)(uintptr_t)gmem_sept_addr(*w.entry);
+	CHECK_EQ(mprotect(frame, PG, PROT_NONE), 0);
+	to_shared(s.file, PG, PG);
+	CHECK_EQ(sept_at(&s, GPA + PG), GMEM_SEPT_FREE);
+	CHECK_EQ(mprotect(frame, PG, PROT_READ | PROT_WRITE), 0);
 	CHECK(!dead(&s));
 	tear_down(&s);
 }
