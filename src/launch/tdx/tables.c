@@ -42,7 +42,7 @@ static int add_table(struct gmem_mmu_external *x, uint64_t gfn, int level)
 	if (!table)
 		return gmem_err_sys(-ENOMEM, "secure EPT");
 	/* The MMU's level 1 is a table of pages, which an entry of the module's level 1 has. */
-	status = gmem_tdx_mem_sept_add(&t->td, gpa_of(gfn & ~(gmem_level_pages(level + 1) - 1)), level, table);
+	status = gmem_tdx_mem_sept_add(&t->td, gpa_of(gfn & ~((1ull << 9 * level) - 1)), level, table);
 	if (!status)
 		return 0;
 	gmem_sept_table_free(table);
