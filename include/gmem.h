@@ -944,7 +944,8 @@ int gmem_launch_add_vcpu(struct gmem_launch *launch, const struct gmem_launch_vc
  * Launches `npages` pages at `gpa` (page-aligned, without the bit that names the side) out of `src` (page-aligned; NULL
  * for GMEM_LAUNCH_ZERO). Returns the pages done, or the error of the first. Emulated: those of gmem_populate(), and
  * -EEXIST for a page that has been launched before, or is the guest's; -EIO, what the firmware or the module refused,
- * gmem_launch_status() says why. On KVM: what KVM answers; -EIO has any of these causes.
+ * gmem_launch_status() says why; -EBUSY, the module is at it, try again. On KVM: what KVM answers; -EIO has any of
+ * these causes. A TDX module that refuses anything is the end of the VM, on KVM and here.
  * A CPUID table that is refused is corrected in `src`, which must be writable, and the page is not launched: the next
  * call may launch it so.
  */
@@ -953,7 +954,8 @@ int64_t gmem_launch_update(struct gmem_launch *launch, uint64_t gpa, const void 
 
 /*
  * TDX, emulated: TDH.MR.EXTEND of the bytes of [gpa, gpa + len), which have been added: how hosts measured before KVM
- * did both at once ("two pass"). -EINVAL (alignment to 256 bytes, type), -EOPNOTSUPP (on KVM), -EIO.
+ * did both at once ("two pass"). -EINVAL (alignment to 256 bytes, type), -EOPNOTSUPP (on KVM), -EIO (refused; if not at
+ * the beginning, the launch is of no more use).
  */
 int gmem_launch_extend(struct gmem_launch *launch, uint64_t gpa, uint64_t len);
 
@@ -969,7 +971,8 @@ struct gmem_launch_finish {
 
 /*
  * SNP: measures the vCPUs, then KVM_SEV_SNP_LAUNCH_FINISH. TDX: KVM_TDX_FINALIZE_VM, which needs a vCPU. The guest can
- * run; nothing more is launched. `opts` may be NULL. -EINVAL, -EIO: refused, gmem_launch_status() says why.
+ * run, which that of a TDX launch cannot before (-EINVAL from its accessors); nothing more is launched. `opts` may be
+ * NULL. -EINVAL, -EIO: refused, gmem_launch_status() says why; TDX: -EIO is the end of the VM; -EBUSY, try again.
  */
 int gmem_launch_finish(struct gmem_launch *launch, const struct gmem_launch_finish *opts);
 
@@ -1058,8 +1061,9 @@ struct gmem_guest {
 	/* GMEM_VMM_SVSM: the SVSM, and the length of the file of variables, which lies between it and the firmware. */
 	const void *svsm;
 	uint64_t svsm_len, vars_len;
-	/* SNP: its vCPUs. */
+	/* Its vCPUs. TDX: as many are added to an emulated launch as it lacks of that number, at least one. */
 	uint32_t nvcpus;
+	/* SNP. */
 	uint32_t signature; /* EAX of CPUID leaf 1; 0x800f12 is QEMU's EPYC */
 	uint64_t sev_features; /* 0: 1, SNPActive */
 	/* gmem_launch_firmware() only: 4096 bytes for the CPUID page, written to if refused; NULL: an empty table. */

@@ -167,7 +167,7 @@ static void launch_whole(enum gmem_vm_type type, const char *digest, uint64_t pa
 	CHECK_EQ(stats_of(&s).faults, 0);
 	check_host_is_kept_out(&s);
 	/* Nothing is launched twice. */
-	CHECK_ERR(gmem_launch_update(s.launch, DEMO_FIRMWARE_GPA, s.page, 1, GMEM_LAUNCH_NORMAL), -EIO);
+	CHECK_ERR(gmem_launch_update(s.launch, DEMO_FIRMWARE_GPA, s.page, 1, GMEM_LAUNCH_NORMAL), -EEXIST);
 	check_digest(&s, digest);
 	check_guest_sees(&s);
 	tear_down(&s);
@@ -258,9 +258,10 @@ TEST(update_errors)
 	/* As many as are private. */
 	CHECK_EQ(gmem_launch_update(s.launch, LOW_GPA, s.image, 2, GMEM_LAUNCH_NORMAL), 1);
 	CHECK_ERR(gmem_launch_update(s.launch, LOW_GPA + P, s.page, 1, GMEM_LAUNCH_NORMAL), -EINVAL);
-	/* One that the guest has touched. */
-	CHECK_OK(gmem_vcpu_load(s.vcpu, LOW_GPA + 2 * P, s.page, 1));
-	CHECK_ERR(gmem_launch_update(s.launch, LOW_GPA + 2 * P, s.page, 1, GMEM_LAUNCH_NORMAL), -EIO);
+	/* The guest cannot be there before. */
+	CHECK_ERR(gmem_vcpu_load(s.vcpu, LOW_GPA + 2 * P, s.page, 1), -EINVAL);
+	CHECK_EQ(gmem_launch_update(s.launch, LOW_GPA + 2 * P, s.page, 1, GMEM_LAUNCH_NORMAL), 1);
+	CHECK_ERR(gmem_launch_update(s.launch, LOW_GPA + 2 * P, s.page, 1, GMEM_LAUNCH_NORMAL), -EEXIST);
 	gmem_file_free(s.low);
 	s.low = NULL;
 	CHECK_ERR(gmem_launch_update(s.launch, LOW_GPA + 3 * P, s.page, 1, GMEM_LAUNCH_NORMAL), -EFAULT);

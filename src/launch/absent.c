@@ -10,9 +10,3 @@ __attribute__((weak)) int gmem_snp_launch_create(struct gmem_vm *vm, const struc
 {
 	return gmem_err(-EOPNOTSUPP, "not yet");
 }
-
-__attribute__((weak)) int gmem_tdx_launch_create(struct gmem_vm *vm, const struct gmem_launch_opts *opts,
-						 struct gmem_launch **ret)
-{
-	return gmem_err(-EOPNOTSUPP, "not yet");
-}

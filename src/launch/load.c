@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * A firmware image and the sections its metadata names, launched as QEMU does: SNP: the whole image, then the sections
- * of the SEV metadata. TDX: the sections of the TDVF metadata, in the order of their table.
+ * of the SEV metadata. TDX: see tdx/load.c.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -11,6 +11,7 @@
 #include "base/range.h"
 #include "launch/firmware/firmware.h"
 #include "launch/launch.h"
+#include "launch/tdx/launch.h"
 
 #define FOUR_GIB (1ull << 32)
 
@@ -57,27 +58,6 @@ static int parts_of_sev(struct load *l, const void *image, uint64_t len)
 					"this version",
 					i, s->type);
 		add(l, (struct part){ s->gpa, s->len, NULL, 0, GMEM_LAUNCH_ZERO });
-	}
-	return 0;
-}
-
-static int parts_of_tdvf(struct load *l, const char *image, uint64_t len)
-{
-	struct gmem_tdvf_section sections[GMEM_FIRMWARE_MAX_SECTIONS];
-	int n = gmem_firmware_tdvf(image, len, sections, GMEM_FIRMWARE_MAX_SECTIONS);
-
-	if (n < 0)
-		return n;
-	for (int i = 0; i < n; i++) {
-		const struct gmem_tdvf_section *s = &sections[i];
-
-		if (s->attr & GMEM_TDVF_PAGE_AUG)
-			continue;
-		if (s->type > GMEM_TDVF_SECTION_TEMP_MEM)
-			return gmem_err(-EOPNOTSUPP, "TDVF section %d, of type %u: not launched by this version", i,
-					s->type);
-		add(l, (struct part){ s->gpa, s->len, image + s->off, s->raw_len,
-				      s->attr & GMEM_TDVF_MR_EXTEND ? GMEM_LAUNCH_NORMAL : GMEM_LAUNCH_UNMEASURED });
 	}
 	return 0;
 }
@@ -133,6 +113,10 @@ int gmem_launch_firmware(struct gmem_launch *launch, const struct gmem_guest *gu
 	if (!len || !gmem_page_aligned(len) || len > FOUR_GIB)
 		return gmem_err(-EINVAL, "gmem_launch_firmware: an image of %llu bytes: not whole pages, or over 4 GiB",
 				(unsigned long long)len);
+	if (launch->type == GMEM_VM_TDX) {
+		err = gmem_tdx_launch_firmware(launch, guest, progress, opaque);
+		return err ? gmem_err_prefix(err, "gmem_launch_firmware") : 0;
+	}
 	l = calloc(1, sizeof(*l));
 	if (!l || posix_memalign((void **)&l->staging, GMEM_PAGE_SIZE, GMEM_LAUNCH_BATCH * GMEM_PAGE_SIZE)) {
 		free(l);
@@ -141,7 +125,7 @@ int gmem_launch_firmware(struct gmem_launch *launch, const struct gmem_guest *gu
 	l->launch = launch;
 	l->progress = progress;
 	l->opaque = opaque;
-	err = launch->type == GMEM_VM_SNP ? parts_of_sev(l, image, len) : parts_of_tdvf(l, image, len);
+	err = parts_of_sev(l, image, len);
 	for (uint32_t i = 0; !err && i < l->nparts; i++)
 		err = launch_part(l, &l->parts[i]);
 	free(l->staging);

@@ -38,6 +38,7 @@ struct populate {
 	uint32_t replaced; /* pages that were in place */
 	bool locked; /* the file's lock is held */
 	bool refused; /* the function failed: the error is its own, whichever it is */
+	bool touched; /* the page is the guest's already */
 };
 
 void *gmem_pfn_addr(uint64_t pfn)
@@ -235,7 +236,8 @@ static int populate_present(struct populate *p, uint64_t off)
 
 	begin(p, off, 0);
 	if ((p->flags & GMEM_POPULATE_UNTOUCHED) && gmem_mmu_mapped(&p->vm->mmu, p->gfn)) {
-		err = gmem_err(-EIO, "gmem_populate: gfn 0x%llx: launched before, or touched by the guest",
+		p->touched = true;
+		err = gmem_err(-EEXIST, "gmem_populate: gfn 0x%llx: launched before, or touched by the guest",
 			       (unsigned long long)p->gfn);
 	} else {
 		begin(p, off, BOTH | GMEM_SIDE_KEEP);
@@ -283,6 +285,7 @@ static int populate_page(struct populate *p)
 	int err;
 
 	p->refused = false;
+	p->touched = false;
 #ifdef GMEM_TEST_SOURCE_UNDER_LOCK
 	/* The order that this file exists to avoid, for the test that shows what comes of it. */
 	lock(p);
@@ -327,7 +330,7 @@ static int wait_for(const struct populate *p, int err)
 	const struct timespec pause = { .tv_nsec = 20000 };
 
 	/* What the function answers means nothing here. */
-	if (p->refused)
+	if (p->refused || p->touched)
 		return err;
 	switch (err) {
 	case -EBUSY:
