@@ -143,10 +143,11 @@ static int clear_page(struct gmem_mmu_external *x, uint64_t gfn, uint64_t pfn)
 	return err;
 }
 
-static void release(struct gmem_mmu_external *x, uint64_t gfn, uint64_t npages)
+static void release(struct gmem_mmu_external *x, uint64_t gfn, uint64_t pfn, uint64_t npages)
 {
 	struct keeper *k = keeper_of(x);
 
+	CHECK(pfn);
 	pthread_mutex_lock(&k->m);
 	for (uint64_t i = 0; i < npages; i++)
 		CHECK_EQ(k->have[gfn + i - GFN], 0);

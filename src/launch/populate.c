@@ -38,7 +38,7 @@ struct populate {
 	uint32_t replaced; /* pages that were in place */
 	bool locked; /* the file's lock is held */
 	bool refused; /* the function failed: the error is its own, whichever it is */
-	bool touched; /* the page is the guest's already */
+	bool touched; /* the page is the guest's already: so too */
 };
 
 void *gmem_pfn_addr(uint64_t pfn)
@@ -235,11 +235,10 @@ static int populate_present(struct populate *p, uint64_t off)
 	int err;
 
 	begin(p, off, 0);
-	if ((p->flags & GMEM_POPULATE_UNTOUCHED) && gmem_mmu_mapped(&p->vm->mmu, p->gfn)) {
-		p->touched = true;
-		err = gmem_err(-EEXIST, "gmem_populate: gfn 0x%llx: launched before, or touched by the guest",
-			       (unsigned long long)p->gfn);
-	} else {
+	err = gmem_mmu_may_populate(&p->vm->mmu, p->gfn, gmem_slot_pfn(p->slot, p->gfn),
+				    p->flags & GMEM_POPULATE_UNTOUCHED);
+	p->touched = err;
+	if (!err) {
 		begin(p, off, BOTH | GMEM_SIDE_KEEP);
 		err = replace(p, off);
 		end(p, off);

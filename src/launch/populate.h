@@ -6,7 +6,7 @@
 #include "vm/vm.h"
 
 /* Flags of the library's own, which the public function does not take. */
-#define GMEM_POPULATE_UNTOUCHED (1u << 30) /* -EEXIST for a page that has a translation: launched, or touched, before */
+#define GMEM_POPULATE_UNTOUCHED (1u << 30) /* -EEXIST for a page that is mapped: launched, or touched, before */
 #define GMEM_POPULATE_ZERO (1u << 31) /* without a source, what the page has is not wanted: nobody brings it in */
 #define GMEM_POPULATE_INTERNAL (GMEM_POPULATE_UNTOUCHED | GMEM_POPULATE_ZERO)
 

@@ -69,12 +69,24 @@ enum gmem_map_result gmem_external_add_table(struct gmem_vcpu *vcpu, uint64_t gf
 	return r ? failed(vcpu, r) : GMEM_MAP_FIXED;
 }
 
-void gmem_mmu_release(struct gmem_mmu *mmu, uint64_t gfn, uint64_t npages)
+void gmem_mmu_release(struct gmem_mmu *mmu, uint64_t gfn, uint64_t pfn, uint64_t npages)
 {
 	struct gmem_mmu_external *x = atomic_load(&mmu->external);
 
 	if (x && x->ops->release)
-		x->ops->release(x, gfn, npages);
+		x->ops->release(x, gfn, pfn, npages);
+}
+
+int gmem_mmu_may_populate(struct gmem_mmu *mmu, uint64_t gfn, uint64_t pfn, bool untouched)
+{
+	struct gmem_mmu_external *x = atomic_load(&mmu->external);
+
+	if (x && x->ops->may_populate)
+		return x->ops->may_populate(x, gfn, pfn);
+	if (untouched && gmem_mmu_mapped(mmu, gfn))
+		return gmem_err(-EEXIST, "guest frame 0x%llx: launched before, or touched by the guest",
+				(unsigned long long)gfn);
+	return 0;
 }
 
 /* ---- what the guest says */

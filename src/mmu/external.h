@@ -49,7 +49,12 @@ struct gmem_mmu_external_ops {
 	 * Pages stop being private memory: converted, punched, or their file is closed. Nothing of them is mapped. Not
 	 * called when only a slot goes. Under the file's lock, exclusive, but for the last. NULL: no matter.
 	 */
-	void (*release)(struct gmem_mmu_external *x, uint64_t gfn, uint64_t npages);
+	void (*release)(struct gmem_mmu_external *x, uint64_t gfn, uint64_t pfn, uint64_t npages);
+	/*
+	 * A page that is in place is to be populated; nothing of it has changed yet. 0, or -EEXIST: it is the guest's.
+	 * Under the file's lock, exclusive. NULL: they do not say.
+	 */
+	int (*may_populate)(struct gmem_mmu_external *x, uint64_t gfn, uint64_t pfn);
 	/* With the VM. */
 	void (*free)(struct gmem_mmu_external *x);
 };

@@ -162,7 +162,7 @@ static inline bool gmem_mmu_pages_changed(struct gmem_mmu *mmu, const struct gme
 	return atomic_load(&mmu->invalidating) || atomic_load(&mmu->invalidate_seq) != seen->invalidate_seq;
 }
 
-/* slots_lock held. */
+/* slots_lock held, or in a mapping section. */
 static inline struct gmem_slots *gmem_mmu_slots(struct gmem_mmu *mmu)
 {
 	return atomic_load(&mmu->slots);
@@ -349,7 +349,12 @@ static inline bool gmem_mmu_asks(const struct gmem_mmu *mmu, bool private)
 }
 
 /* Private pages stop being such. Nothing of them is mapped, and no fault maps anything. */
-void gmem_mmu_release(struct gmem_mmu *mmu, uint64_t gfn, uint64_t npages);
+void gmem_mmu_release(struct gmem_mmu *mmu, uint64_t gfn, uint64_t pfn, uint64_t npages);
+/*
+ * A page that is in place may be given other bytes: the tables do not say that it is the guest's; if they say nothing,
+ * and it is to be untouched, it has no translation. Else -EEXIST, with text. Its file's lock is held, exclusive.
+ */
+int gmem_mmu_may_populate(struct gmem_mmu *mmu, uint64_t gfn, uint64_t pfn, bool untouched);
 /*
  * The guest accepts a private page that it was given, or takes that back: 0; 1: nothing was to be changed. -ENOENT: it
  * was not given any, or not yet: see gmem_mmu_fault(). -EREMOTE: it is shared. -EOPNOTSUPP: guests are not asked. Else

@@ -48,7 +48,7 @@ static int invalidate_begin(struct gmem_binding *b, uint64_t off, uint64_t len, 
 
 	gmem_mmu_invalidate_begin(&slot->vm->mmu, gfn, npages, sides & (BOTH | GMEM_SIDE_KEEP));
 	if ((sides & GMEM_SIDE_PRIVATE) && !(sides & GMEM_SIDE_KEEP))
-		gmem_mmu_release(&slot->vm->mmu, gfn, npages);
+		gmem_mmu_release(&slot->vm->mmu, gfn, gmem_slot_pfn(slot, gfn), npages);
 	return gmem_kvm_slot_invalidate(slot, off, len, sides);
 }
 
@@ -73,7 +73,7 @@ static void close_file(struct gmem_binding *b)
 	if (gmem_file_unbind(b)) {
 		atomic_store(&slot->file, NULL);
 		gmem_mmu_zap(&vm->mmu, slot->gfn, slot->npages, BOTH);
-		gmem_mmu_release(&vm->mmu, slot->gfn, slot->npages);
+		gmem_mmu_release(&vm->mmu, slot->gfn, gmem_slot_pfn(slot, slot->gfn), slot->npages);
 		gmem_mmu_wait_readers(&vm->mmu);
 		gmem_kvm_slot_lose_file(slot);
 	}
