@@ -663,9 +663,9 @@ void gmem_vcpu_free(struct gmem_vcpu *vcpu); /* NULL is allowed */
  * -EFAULT and -EHWPOISON are exits, see gmem_vcpu_exit(): what is before the page that it names has been done. An exit
  * that is GMEM_EXIT_MMIO may be completed with gmem_vcpu_answer().
  * -EPERM: a write to a page whose writes are watched. -EACCES: a private page that the guest of a launched VM has not
- * accepted: gmem_vcpu_accept(). -EINTR: gmem_vcpu_cancel(). -EIO: the VM is dead, or the page
- * was never brought in and its pager is gone. -EINVAL (an address the guest cannot have; a vCPU of KVM's, as of all
- * calls of accessors), -ENOMEM, -ENOSPC.
+ * accepted: gmem_vcpu_accept(). -EINTR: gmem_vcpu_cancel(). -EIO: the VM is dead, or the page was never brought in and
+ * its pager is gone, or it is an SNP guest's at another address. -EINVAL (an address the guest cannot have; private
+ * memory, before its launch is finished; a vCPU of KVM's, as of all calls of accessors), -ENOMEM, -ENOSPC.
  */
 int gmem_vcpu_load(struct gmem_vcpu *vcpu, uint64_t gpa, void *buf, size_t len);
 int gmem_vcpu_store(struct gmem_vcpu *vcpu, uint64_t gpa, const void *buf, size_t len);
@@ -822,8 +822,8 @@ typedef int (*gmem_populate_fn)(struct gmem_vm *vm, uint64_t gfn, uint64_t pfn, 
  * first: -EINVAL (npages <= 0, alignment, flags, no slot with a file, a page that is not private), -EFAULT (the slot's
  * file is closed; a source that cannot be read, or not be written to where it must be: unmapped, past the end of its
  * file, private memory, the target itself), -EINTR (gmem_vm_cancel()), -EHWPOISON, -ENOMEM, -EIO (a dead VM; after
- * fork(2); in place, a page whose pager is gone), or what `fn` returned. Any thread; concurrent calls on one VM take
- * turns.
+ * fork(2); in place, a page whose pager is gone), -EEXIST (a page that a launched SNP guest has been given), or what
+ * `fn` returned. Any thread; concurrent calls on one VM take turns.
  */
 int64_t gmem_populate(struct gmem_vm *vm, uint64_t gfn, const void *src, int64_t npages, uint32_t flags,
 		      gmem_populate_fn fn, void *opaque);
@@ -868,7 +868,11 @@ struct gmem_launch_opts {
 	uint32_t flags; /* GMEM_LAUNCH_* */
 	/* SNP: KVM_SEV_INIT2 and KVM_SEV_SNP_LAUNCH_START. */
 	uint64_t policy; /* of the guest; 0: 0x30000, which allows SMT and has the bit set that must be */
-	uint64_t sev_features; /* SEV_FEATURES of its vCPUs, without SNPActive (bit 0), which is always set */
+	/*
+	 * SEV_FEATURES of its vCPUs, without SNPActive (bit 0), which is always set. Emulated: of 0x20, DebugSwap, and
+	 * 0x200, SecureTsc.
+	 */
+	uint64_t sev_features;
 	uint8_t gosvw[16]; /* guest OS visible workarounds */
 	/* TDX: KVM_TDX_INIT_VM. None of it is in MRTD. */
 	uint64_t attributes, xfam; /* xfam 0: 0x3, x87 and SSE */
@@ -880,8 +884,9 @@ struct gmem_launch_opts {
 
 /*
  * Emulated; the VM has no GMEM_VM_KVM, and one launch. SNP: INIT2 and LAUNCH_START, ready for updates. TDX: INIT_VM.
- * `opts` may be NULL. -EINVAL (the VM's type; what KVM, the firmware or the module does not take: the text has why),
- * -EEXIST (the VM has a launch), -EOPNOTSUPP (GMEM_VM_KVM), -ENOMEM.
+ * `opts` may be NULL. From then on no guest of the VM touches private memory before the launch is finished (-EINVAL).
+ * -EINVAL (the VM's type; what KVM or the module does not take), -EIO (what the firmware does not take: the text names
+ * its status), -EEXIST (the VM has a launch, or had), -EOPNOTSUPP (GMEM_VM_KVM), -ENOMEM.
  */
 int gmem_launch_create(struct gmem_vm *vm, const struct gmem_launch_opts *opts, struct gmem_launch **ret);
 
@@ -932,7 +937,8 @@ int gmem_snp_vcpu_reset(enum gmem_vmm vmm, uint32_t eip, uint32_t signature, uin
 
 struct gmem_launch_vcpu {
 	size_t size; /* sizeof(struct gmem_launch_vcpu) */
-	const struct gmem_snp_vcpu *snp; /* SNP, emulated: its VMSA is measured by gmem_launch_finish() */
+	/* SNP, emulated: its VMSA is measured by gmem_launch_finish(). sev_features are the launch's, with SNPActive */
+	const struct gmem_snp_vcpu *snp;
 	uint64_t rcx; /* TDX: what it begins with: where the TD HOB is */
 	int kvm_vcpu; /* gmem_launch_create_kvm(): KVM's vCPU, borrowed. SNP: its registers are the caller's */
 };
@@ -993,7 +999,7 @@ int gmem_launch_digest(struct gmem_launch *launch, uint8_t ret[GMEM_LAUNCH_DIGES
  * (KVM_SEV_SNP_LAUNCH_START, _UPDATE, _FINISH) or struct kvm_tdx_cmd (INIT_MEM_REGION, FINALIZE_VM), with the errno,
  * the progress in the structure and the retries of KVM's: a caller of LAUNCH_UPDATE repeats it until `len` is 0. `vcpu`
  * counts as added; -1: the VM's. A launch made with GMEM_LAUNCH_NOT_STARTED begins with LAUNCH_START. `*ret_status` is
- * `error` or `hw_error`.
+ * `error` or `hw_error`; 0 if the call is 0, though it may have ended early: gmem_launch_status() has it.
  */
 int gmem_launch_command(struct gmem_launch *launch, int vcpu, uint32_t id, uint32_t flags, void *data,
 			uint64_t *ret_status);

@@ -46,6 +46,7 @@ static void launch_zeroes(struct guest *g, struct gmem_file *file)
 	struct guest other;
 
 	CHECK_EQ(gmem_launch_update(g->launch, GPA + P, NULL, 2, GMEM_LAUNCH_ZERO), 2);
+	CHECK_OK(gmem_launch_finish(g->launch, NULL));
 	check_zero(g, 1);
 	check_zero(g, 2);
 	CHECK_EQ(gmem_file_page_state(file, P), GMEM_PAGE_UPTODATE);

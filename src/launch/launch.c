@@ -87,8 +87,9 @@ int gmem_launch_command(struct gmem_launch *launch, int vcpu, uint32_t id, uint3
 	int err =
 		vcpu < -1 ? gmem_err(-EINVAL, "vCPU %d", vcpu) : gmem_launch_do(launch, vcpu, id, flags, data, &answer);
 
+	/* After progress KVM does not tell. */
 	if (ret_status)
-		*ret_status = answer.status;
+		*ret_status = err ? answer.status : 0;
 	return err ? gmem_err_prefix(err, "gmem_launch_command: %u", id) : 0;
 }
 
