@@ -231,17 +231,17 @@ static int check_vmm(struct guest_args *args)
 	return GMEM_UI_OK;
 }
 
-/* The order in which one is taken before another is sev-snp-measure's. */
+/* The order in which one is taken before another is sev-snp-measure's, to which a 0 is none. */
 static int check_signature(struct guest_args *args)
 {
 	bool model = GUEST_GIVEN(args, GUEST_VCPU_MODEL), stepping = GUEST_GIVEN(args, GUEST_VCPU_STEPPING);
 
-	if (GUEST_GIVEN(args, GUEST_VCPU_FAMILY)) {
+	if (args->family) {
 		if (!model || !stepping)
 			return gmem_ui_usage(args->command, "--vcpu-family goes with --vcpu-model and --vcpu-stepping");
 		args->signature =
 			guest_vcpu_signature((uint32_t)args->family, (uint32_t)args->model, (uint32_t)args->stepping);
-	} else if (GUEST_GIVEN(args, GUEST_VCPU_SIG)) {
+	} else if (args->signature) {
 		return GMEM_UI_OK;
 	} else if (GUEST_GIVEN(args, GUEST_VCPU_TYPE)) {
 		args->signature = args->type_signature;

@@ -119,6 +119,10 @@ def family_counts_before_signature_before_type(folder):
     equal(signature(fw, *sig, *name), ROME)
     equal(signature(fw, *name), MILAN)
     equal(signature(fw, *name, '--vcpu-type=EPYC'), EPYC)
+    # A 0 is none.
+    equal(signature(fw, *name, '--vcpu-sig=0', '--vcpu-family=0'), MILAN)
+    equal(signature(fw, *sig, '--vcpu-family=0'), ROME)
+    misused('missing --vcpu-type or --vcpu-sig', 'measure', 'snp', '--vcpus=1', '--ovmf', fw, '--vcpu-sig=0')
     # By itself a model or a stepping says nothing.
     equal(signature(fw, *name, '--vcpu-model=1'), MILAN)
 
