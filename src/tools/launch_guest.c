@@ -155,13 +155,10 @@ void launch_guest_free(struct launch_guest *g)
 	free(g->id_auth);
 }
 
-/* Whole pages of a file, wherever in it. */
+/* Bytes of a file, wherever in it: sections of TDX need not begin at a page of it. */
 static bool is_part_of(const struct guest_input *file, const uint8_t *bytes, uint64_t len)
 {
-	for (uint64_t off = 0; file->path && len <= file->len && off <= file->len - len; off += GMEM_PAGE_SIZE)
-		if (!memcmp(file->bytes + off, bytes, len))
-			return true;
-	return false;
+	return file->path && memmem(file->bytes, file->len, bytes, len);
 }
 
 static bool is_zero(const uint8_t *bytes, uint64_t len)
@@ -169,20 +166,32 @@ static bool is_zero(const uint8_t *bytes, uint64_t len)
 	return !bytes[0] && !memcmp(bytes, bytes + 1, len - 1);
 }
 
-/* What was launched there by its name; what the firmware or the launch itself made is not known from the files. */
-static bool as_launched(const struct guest_input *files, const struct measure_range *range, const uint8_t *bytes)
+/* The page for the table of kernel hashes. */
+static bool has_hashes(const struct guest_inputs *inputs, const uint8_t *page)
+{
+	const struct gmem_kernel_hashes *h = inputs->guest.kernel;
+
+	if (!h)
+		return is_zero(page, GMEM_PAGE_SIZE);
+	return memmem(page, GMEM_PAGE_SIZE, h->kernel, sizeof(h->kernel)) &&
+	       memmem(page, GMEM_PAGE_SIZE, h->initrd, sizeof(h->initrd)) &&
+	       memmem(page, GMEM_PAGE_SIZE, h->cmdline, sizeof(h->cmdline));
+}
+
+/* What was launched there by its name; what AMD's firmware made of a page is not known from the files. */
+static bool as_launched(const struct guest_inputs *inputs, const struct measure_range *range, const uint8_t *bytes)
 {
 	static const char *const from_files[] = { "firmware", "svsm", "BFV", "CFV" };
 	static const char *const zeros[] = { "sec-mem", "svsm-caa", "TD_HOB", "TEMP_MEM", "PERM_MEM" };
 
 	for (size_t i = 0; i < sizeof(from_files) / sizeof(from_files[0]); i++)
 		if (!strcmp(range->name, from_files[i]))
-			return is_part_of(&files[GUEST_INPUT_FIRMWARE], bytes, range->len) ||
-			       is_part_of(&files[GUEST_INPUT_SVSM], bytes, range->len);
+			return is_part_of(&inputs->files[GUEST_INPUT_FIRMWARE], bytes, range->len) ||
+			       is_part_of(&inputs->files[GUEST_INPUT_SVSM], bytes, range->len);
 	for (size_t i = 0; i < sizeof(zeros) / sizeof(zeros[0]); i++)
 		if (!strcmp(range->name, zeros[i]))
 			return is_zero(bytes, range->len);
-	return true;
+	return strcmp(range->name, "kernel-hashes") || has_hashes(inputs, bytes);
 }
 
 static int look_at(struct launch_guest *g, struct gmem_vcpu *vcpu, const struct measure_range *range)
@@ -195,7 +204,7 @@ static int look_at(struct launch_guest *g, struct gmem_vcpu *vcpu, const struct 
 		return gmem_ui_fail("launch: no memory");
 	if (gmem_vcpu_load(vcpu, range->gpa | side, bytes, range->len))
 		code = gmem_ui_fail_last();
-	else if (!as_launched(g->report->inputs->files, range, bytes))
+	else if (!as_launched(g->report->inputs, range, bytes))
 		code = gmem_ui_fail("%s at 0x%" PRIx64 ": the guest does not read what was launched there", range->name,
 				    range->gpa);
 	free(bytes);

@@ -47,6 +47,12 @@ def a_tdx_launch_has_the_digest_of_its_files(folder):
     equal(launched('tdx', '--vcpus=4', '--ovmf', fw)['digest'], line('measure', 'tdx', '--ovmf', fw))
 
 
+def a_section_begins_anywhere_in_its_file(folder):
+    base = (1 << 32) - 0x4000
+    fw = write(folder, 'fw.fd', firmware(tdvf=((0x10, 0x4000, base, 0x4000, 0, 1), (0, 0, 0x809000, 0x2000, 2, 0))))
+    equal(launched('tdx', '--ovmf', fw)['digest'], line('measure', 'tdx', '--ovmf', fw))
+
+
 def every_kind_of_guest_is_launched(folder):
     fw, kernel = write(folder, 'fw.fd', firmware(hashes=True)), write(folder, 'kernel', os.urandom(30000))
     svsm = ('--mode=snp:svsm', '--svsm', write(folder, 'svsm.bin', firmware(pages=7, svsm=0x1234)), '--vars-size=8192')
@@ -156,6 +162,7 @@ def emulation_is_said(folder):
 main([
     an_snp_launch_has_the_digest_of_its_files,
     a_tdx_launch_has_the_digest_of_its_files,
+    a_section_begins_anywhere_in_its_file,
     every_kind_of_guest_is_launched,
     the_distributions_firmware_is_launched_by_snp,
     the_distributions_firmware_is_launched_by_tdx,
