@@ -53,7 +53,8 @@ static bool read_range(const json_t *value, struct measure_range *ret)
 	const char *gpa = json_string_value(json_object_get(value, "gpa"));
 	const json_t *len = json_object_get(value, "bytes"), *contents = json_object_get(value, "contents");
 
-	if (!name || !digest || !gpa || !json_is_integer(len) || !json_is_boolean(contents))
+	if (!name || !digest || !gpa || !json_is_integer(len) || json_integer_value(len) < 0 ||
+	    !json_is_boolean(contents))
 		return false;
 	snprintf(ret->name, sizeof(ret->name), "%s", name);
 	printable(ret->name);
@@ -175,8 +176,10 @@ static void range_text(char *buf, size_t size, const struct measure_range *range
 		 range->contents ? "contents measured" : "presence measured");
 }
 
-/* What is other about a range. Where nothing is, its bytes are. */
-static const char *difference(const struct measure_range *old, const struct measure_range *now)
+/*
+ * What is other about a range. Where nothing is: of TDX, one pass and two hash the same in another order; of SNP the type of a page is measured, and monitors have different ones for the same section; else its bytes.
+ */
+static const char *difference(const struct measure_range *old, const struct measure_range *now, bool other_order)
 {
 	if (strcmp(old->name, now->name))
 		return "another range";
@@ -186,10 +189,12 @@ static const char *difference(const struct measure_range *old, const struct meas
 		return "another length";
 	if (old->contents != now->contents)
 		return "another kind";
-	return "other contents";
+	if (!now->contents)
+		return "another type of page";
+	return other_order ? "measured in another order, or other contents" : "other contents";
 }
 
-static void tell_range(size_t i, const struct measure_range *old, const struct measure_range *now)
+static void tell_range(size_t i, const struct measure_range *old, const struct measure_range *now, bool other_order)
 {
 	char there[128] = "nothing", here[128] = "nothing";
 
@@ -200,12 +205,12 @@ static void tell_range(size_t i, const struct measure_range *old, const struct m
 	gmem_ui_note("range %zu is the first that differs: %s", i,
 		     !old ? "it is new" :
 		     !now ? "it is gone" :
-			    difference(old, now));
+			    difference(old, now, other_order));
 	gmem_ui_note("  it was %s", there);
 	gmem_ui_note("  now it is %s", here);
 }
 
-static void tell_ranges(const struct measure_report *report, const json_t *old)
+static void tell_ranges(const struct measure_report *report, const json_t *old, bool other_order)
 {
 	size_t nold = json_array_size(old), n = nold > report->nranges ? nold : report->nranges;
 	char hex[GMEM_HEX_TEXT(GMEM_LAUNCH_DIGEST_LEN)];
@@ -218,7 +223,7 @@ static void tell_ranges(const struct measure_report *report, const json_t *old)
 		if (now && there && !strcmp(now->name, range.name) && now->gpa == range.gpa && now->len == range.len &&
 		    now->contents == range.contents && !memcmp(now->digest, range.digest, sizeof(range.digest)))
 			continue;
-		tell_range(i, there ? &range : NULL, now);
+		tell_range(i, there ? &range : NULL, now, other_order);
 		if (i)
 			gmem_ui_note("  the digest before it is the same: %s",
 				     gmem_hex_text(hex, report->ranges[i - 1].digest, GMEM_LAUNCH_DIGEST_LEN));
@@ -226,6 +231,12 @@ static void tell_ranges(const struct measure_report *report, const json_t *old)
 	}
 	gmem_ui_note("all %zu ranges are the same: %s", n,
 		     n ? "the digest expected is of something else" : "there are none");
+}
+
+static bool same_order(const json_t *old, const json_t *now)
+{
+	return json_is_true(json_object_get(json_object_get(old, "parameters"), "two_pass")) ==
+	       json_is_true(json_object_get(json_object_get(now, "parameters"), "two_pass"));
 }
 
 int measure_against_tell(const struct measure_report *report, const char *path, const json_t *old)
@@ -239,7 +250,7 @@ int measure_against_tell(const struct measure_report *report, const char *path, 
 		tell_value("", "type", json_object_get(old, "type"), json_object_get(now, "type"));
 	tell_parameters(json_object_get(old, "parameters"), json_object_get(now, "parameters"));
 	tell_inputs(json_object_get(old, "inputs"), json_object_get(now, "inputs"));
-	tell_ranges(report, json_object_get(old, "ranges"));
+	tell_ranges(report, json_object_get(old, "ranges"), !same_order(old, now));
 	json_decref(now);
 	return GMEM_UI_FAILED;
 }

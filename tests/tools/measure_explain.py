@@ -138,9 +138,19 @@ def what_differs_is_named(folder):
     expect('range 0 is the first that differs: another address' in err, err)
     err = told('tdx', '--ovmf', fw)
     expect('type differs: it was "snp", now it is "tdx"' in err and 'range 0 is the first that differs: another range' in err, err)
+    err = told(*SNP, *full, '--vmm-type=gce')
+    expect('vmm differs' in err and 'range 1 is the first that differs: another type of page' in err, err)
     # Another digest is expected than the document's: all of it is the same, and that is said.
     r = gmem('measure', *SNP, *full, '--against', old, '--expect', '00' * 48)
     expect(r.status == 1 and 'all 8 ranges are the same: the digest expected is of something else' in r.err, str(r))
+
+
+def another_order_is_named(folder):
+    fw = write(folder, 'fw.fd', firmware())
+    old = earlier(folder, 'tdx', '--ovmf', fw)
+    r = gmem('measure', 'tdx', '--two-pass', '--ovmf', fw, '--against', old)
+    expect(r.status == 1 and 'two_pass differs: it was false, now it is true' in r.err, str(r))
+    expect('range 0 is the first that differs: measured in another order' in r.err, str(r))
 
 
 def sections_that_move_are_named(folder):
@@ -182,7 +192,7 @@ def a_document_that_is_none_is_refused(folder):
         for value in (None, 7, 'x', [7], {'a': 7}, [[]]):
             if not (key == 'type' and value == 'x') and not (key == 'parameters' and isinstance(value, dict)):
                 against('no output', {**doc, key: value})
-    for key, value in (('name', 7), ('gpa', 4096), ('gpa', ''), ('gpa', '-1'), ('gpa', '0x'), ('gpa', '0x1' + '0' * 20), ('bytes', '1'), ('bytes', 1.5),
+    for key, value in (('name', 7), ('gpa', 4096), ('gpa', ''), ('gpa', '-1'), ('gpa', '0x'), ('gpa', '0x1' + '0' * 20), ('bytes', '1'), ('bytes', 1.5), ('bytes', -1),
                        ('contents', 1), ('digest', 'ab'), ('digest', 'x' * 96), ('digest', None)):
         against('a range that is none', {**doc, 'ranges': [doc['ranges'][0], {**doc['ranges'][1], key: value}]})
     against('ranges is no array', {**doc, 'ranges': {}})
@@ -242,6 +252,7 @@ main([
     another_digest_is_a_failure_that_says_both,
     the_same_as_before_is_success,
     what_differs_is_named,
+    another_order_is_named,
     sections_that_move_are_named,
     a_document_that_is_none_is_refused,
     nothing_of_a_document_commands_the_terminal,
