@@ -109,12 +109,20 @@ static int dump_vmsas(struct gmem_measure *measure, const struct gmem_guest *gue
 	return GMEM_UI_OK;
 }
 
-/* Whose fault it is: what the library looks at are images. */
-static int failed(const struct guest_args *args)
+/* Whose fault it is: what the library looks at are images. What to take instead, if one is not for such a guest. */
+static int failed(const struct guest_args *args, int err, bool created)
 {
 	if (args->svsm)
 		return gmem_ui_fail("%s or %s: %s", args->ovmf, args->svsm, gmem_last_error());
-	return gmem_ui_fail("%s: %s", args->ovmf, gmem_last_error());
+	gmem_ui_fail("%s: %s", args->ovmf, gmem_last_error());
+	if (err == -ENOENT && !created)
+		gmem_ui_note("it has to be firmware built for %s guests; Debian's and Ubuntu's package ovmf has "
+			     "/usr/share/ovmf/OVMF.fd",
+			     args->mode == GUEST_TDX ? "TDX" : "SEV-SNP");
+	else if (err == -ENOENT && args->kernel)
+		gmem_ui_note("edk2's OvmfPkg/AmdSev is built with a place for a kernel's hashes (OVMF.amdsev.fd); "
+			     "without --kernel a guest boots from its disk");
+	return GMEM_UI_FAILED;
 }
 
 static int digest(struct measure_report *report, struct gmem_measure *measure, bool ranges)
@@ -125,11 +133,11 @@ static int digest(struct measure_report *report, struct gmem_measure *measure, b
 
 	if (report->args->mode == GUEST_SNP_OVMF_HASH) {
 		err = gmem_measure_digest(measure, guest, first_range, report, rest);
-		return err == 1 ? GMEM_UI_OK : failed(report->args);
+		return err == 1 ? GMEM_UI_OK : failed(report->args, err, true);
 	}
 	err = gmem_measure_digest(measure, guest, ranges ? measure_report_range : NULL, report, report->digest);
 	if (err)
-		return failed(report->args);
+		return failed(report->args, err, true);
 	return GUEST_GIVEN(report->args, GUEST_DUMP_VMSA) ? dump_vmsas(measure, guest) : GMEM_UI_OK;
 }
 
@@ -145,7 +153,7 @@ int measure_report_make(struct measure_report *report, const struct guest_args *
 	err = gmem_measure_create(guest_args_type(args), &inputs->guest, gmem_ui_progress_step, &progress, &measure);
 	gmem_ui_progress_end(&progress);
 	if (err)
-		return failed(args);
+		return failed(args, err, false);
 	code = digest(report, measure, ranges);
 	gmem_measure_free(measure);
 	return code;

@@ -96,6 +96,13 @@ def broken_metadata_is_refused(folder):
     refused('GUID table', 'measure', *SNP, '--ovmf', write(folder, 'zero.fd', bytes(4096)))
 
 
+def what_to_take_instead_is_said(folder):
+    zero, fw, kernel = write(folder, 'zero.fd', bytes(4096)), write(folder, 'fw.fd', firmware()), write(folder, 'kernel', b'kernel')
+    refused('\ngmem: it has to be firmware built for SEV-SNP guests; .*OVMF.fd', 'measure', *SNP, '--ovmf', zero)
+    refused('\ngmem: it has to be firmware built for TDX guests; .*OVMF.fd', 'measure', 'tdx', '--ovmf', zero)
+    refused('\ngmem: .*OVMF.amdsev.fd', 'measure', *SNP, '--ovmf', fw, '--kernel', kernel)
+
+
 def no_reset_block_and_one_vcpu(folder):
     """Where the others begin matters if there are others."""
     image = bytearray(firmware())
@@ -115,5 +122,6 @@ main([
     a_firmware_without_metadata_names_the_guid,
     half_a_firmware_is_no_tdx_image,
     broken_metadata_is_refused,
+    what_to_take_instead_is_said,
     no_reset_block_and_one_vcpu,
 ])
