@@ -269,6 +269,9 @@ static int check_snp(struct guest_args *args)
 				     (unsigned long long)args->features);
 	if (args->flags & GMEM_GUEST_TWO_PASS)
 		return gmem_ui_usage(args->command, "--two-pass belongs to tdx");
+	/* To the library it is none, and another is taken. */
+	if (GUEST_GIVEN(args, GUEST_POLICY) && !args->policy)
+		return gmem_ui_usage(args->command, "--policy 0: bit 17 is set in every policy; 0x30000 is usual");
 	if (!args->id_block != !args->id_auth)
 		return gmem_ui_usage(args->command, "--id-block and --id-auth go together");
 	if (GUEST_GIVEN(args, GUEST_AUTHOR_KEY) && !args->id_auth)
@@ -287,6 +290,10 @@ static int check_svsm(struct guest_args *args)
 		return gmem_ui_usage(args->command, "snp:svsm mode requires --vars-size or --vars-file");
 	if (!args->svsm)
 		return gmem_ui_usage(args->command, "snp:svsm mode requires --svsm");
+	if (args->features != 1)
+		gmem_ui_note("--guest-features 0x%llx: with an SVSM they are 0x1, whatever is said",
+			     (unsigned long long)args->features);
+	args->features = 1;
 	return GMEM_UI_OK;
 }
 

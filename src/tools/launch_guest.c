@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/launch.h"
 
+#include <endian.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <setjmp.h>
@@ -14,6 +15,8 @@
 
 #define ID_BLOCK_LEN 96
 #define ID_AUTH_LEN 4096
+#define ID_BLOCK_POLICY 0x58 /* it begins with the digest */
+#define USUAL_POLICY 0x30000 /* the library's, if none is said */
 
 /* A vCPU's page is measured, but is none of the guest's memory. */
 static bool in_memory(const struct measure_range *range)
@@ -120,6 +123,28 @@ int launch_guest_start(struct launch_guest *g, const struct measure_report *repo
 	return gmem_launch_create(g->vm, &opts, &g->launch) ? gmem_ui_fail_last() : GMEM_UI_OK;
 }
 
+/* What of an ID block does not fit: the firmware tells only that something does not. */
+static int not_finished(const struct launch_guest *g)
+{
+	char want[GMEM_HEX_TEXT(GMEM_LAUNCH_DIGEST_LEN)], is[GMEM_HEX_TEXT(GMEM_LAUNCH_DIGEST_LEN)];
+	uint64_t policy = g->report->args->policy ? g->report->args->policy : USUAL_POLICY, block_policy;
+	uint8_t digest[GMEM_LAUNCH_DIGEST_LEN];
+
+	gmem_ui_fail_last();
+	if (!g->id_block)
+		return GMEM_UI_FAILED;
+	memcpy(&block_policy, g->id_block + ID_BLOCK_POLICY, sizeof(block_policy));
+	block_policy = le64toh(block_policy);
+	if (!gmem_launch_digest(g->launch, digest) && memcmp(digest, g->id_block, sizeof(digest)))
+		gmem_ui_note("the ID block is for the digest %s, the launch has %s",
+			     gmem_hex_text(want, g->id_block, sizeof(digest)),
+			     gmem_hex_text(is, digest, sizeof(digest)));
+	if (block_policy != policy)
+		gmem_ui_note("the ID block is for the policy 0x%" PRIx64 ", the launch has 0x%" PRIx64, block_policy,
+			     policy);
+	return GMEM_UI_FAILED;
+}
+
 int launch_guest_run(struct launch_guest *g)
 {
 	const struct guest_args *args = g->report->args;
@@ -139,8 +164,10 @@ int launch_guest_run(struct launch_guest *g)
 	gmem_ui_progress_start(&progress, "launch");
 	err = gmem_launch_firmware(g->launch, &guest, gmem_ui_progress_step, &progress);
 	gmem_ui_progress_end(&progress);
-	if (err || gmem_launch_finish(g->launch, &finish))
+	if (err)
 		return gmem_ui_fail_last();
+	if (gmem_launch_finish(g->launch, &finish))
+		return not_finished(g);
 	return gmem_launch_digest(g->launch, g->digest) ? gmem_ui_fail_last() : GMEM_UI_OK;
 }
 

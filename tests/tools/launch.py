@@ -59,6 +59,9 @@ def every_kind_of_guest_is_launched(folder):
     for args in (('--vmm-type=ec2',), ('--vmm-type=ec2', '--ec2-rdx=0'), ('--vmm-type=gce',), ('--vmm-type=krun',), ('--guest-features=0x21',),
                  ('--kernel', kernel, '--append', 'quiet'), ('--vcpu-type=EPYC-Milan',), svsm):
         equal(launched(*SNP, '--ovmf', fw, *args)['digest'], line('measure', *SNP, '--ovmf', fw, *args), str(args))
+    # An SVSM's features are always the same.
+    r = gmem('launch', *SNP, '--ovmf', fw, *svsm, '--guest-features=0x21')
+    expect(r.status == 0 and line('measure', *SNP, '--ovmf', fw, *svsm) in r.out, str(r))
 
 
 def the_distributions_firmware_is_launched_by_snp(folder):
@@ -135,8 +138,10 @@ def an_id_block_has_to_fit(folder):
     good(*launch(base64.b64encode(fitting), base64.encodebytes(auth), '--host-data', hashlib.sha256(b'').hexdigest()))
     good(*launch(block(snp(image, 2), 0xb0000), signed(folder, block(snp(image, 2), 0xb0000)), '--policy=0xb0000'))
     wrong = block('00' * 48)
-    refused(r'\(0xb\)', *launch(wrong, signed(folder, wrong)))  # BAD_MEASUREMENT
-    refused(r'\(0x7\)', *launch(fitting, auth, '--policy=0xb0000'))  # POLICY_FAILURE
+    err = refused(r'\(0xb\)', *launch(wrong, signed(folder, wrong)))  # BAD_MEASUREMENT
+    expect(f'ID block is for the digest {"00" * 48}, the launch has {snp(image, 2)}' in err and 'policy' not in err, err)
+    err = refused(r'\(0x7\)', *launch(fitting, auth, '--policy=0xb0000'))  # POLICY_FAILURE
+    expect('ID block is for the policy 0x30000, the launch has 0xb0000' in err and 'digest' not in err, err)
     auth = signed(folder, fitting)
     refused(r'\(0xa\)', *launch(fitting, auth[:0x50] + bytes([auth[0x50] ^ 1]) + auth[0x51:]))  # BAD_SIGNATURE
     refused(r'\(0x16\)', *launch(fitting, bytes(4) + auth[4:]))  # INVALID_PARAM: the algorithm

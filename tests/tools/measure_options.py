@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """gmem measure: every option, which counts before which, and wrong usage."""
+import json
+
 from lib import document, equal, expect, firmware, gmem, good, line, main, misused, write
 
 SNP = ('snp', '--vcpus=1', '--vcpu-type=EPYC-v4')
@@ -184,6 +186,12 @@ def an_svsm_has_options_of_its_own(folder):
     misused('--vars-size and --vars-file: one of them', *mode, '--svsm', svsm, '--vars-file', svsm, '--vars-size', '4096')
     misused('an SVSM is launched by QEMU', *mode, '--svsm', svsm, '--vars-size', '4096', '--vmm-type', 'ec2')
     misused('--svsm belongs to --mode snp:svsm', 'measure', *SNP, '--ovmf', fw, '--svsm', svsm)
+    # Its vCPUs have no other features, which is said, and told as it is.
+    rest = (*mode, '--svsm', write(folder, 'entered.bin', firmware(svsm=0x100)), '--vars-size=4096')
+    r = gmem(*rest, '--guest-features=0x21')
+    equal((r.status, r.out), (0, line(*rest) + '\n'), str(r))
+    expect('--guest-features 0x21: with an SVSM they are 0x1' in r.err, str(r))
+    equal(json.loads(gmem(*rest, '--guest-features=0x21', '--json').out)['parameters']['guest_features'], '0x1')
 
 
 def tdx_takes_what_mrtd_covers(folder):
@@ -211,6 +219,7 @@ def the_commands_keep_their_options_apart(folder):
     misused('--author-key-enabled goes with', 'launch', *SNP, '--ovmf', fw, '--author-key-enabled')
     misused('--host-data: .* is not 32 bytes', 'launch', *SNP, '--ovmf', fw, '--host-data', '00')
     misused('--policy', 'launch', *SNP, '--ovmf', fw, '--policy', 'none')
+    misused('--policy 0: bit 17', 'launch', *SNP, '--ovmf', fw, '--policy', '0')
     misused('--output-format', 'measure', *SNP, '--ovmf', fw, '--output-format', 'xml')
 
 
