@@ -177,7 +177,8 @@ static void range_text(char *buf, size_t size, const struct measure_range *range
 }
 
 /*
- * What is other about a range. Where nothing is: of TDX, one pass and two hash the same in another order; of SNP the type of a page is measured, and monitors have different ones for the same section; else its bytes.
+ * What is other about a range. Where nothing is: the type of an SNP page is measured, and monitors have different ones
+ * for one section; one pass of TDX hashes the same as two in another order; else its bytes are other ones.
  */
 static const char *difference(const struct measure_range *old, const struct measure_range *now, bool other_order)
 {
