@@ -1048,7 +1048,7 @@ struct gmem_kernel_hashes {
 
 /*
  * `initrd` NULL: an empty one. `cmdline` NULL: an empty one; its terminating NUL is hashed too. `kernel` is the file as
- * QEMU reads it. -ENOMEM.
+ * QEMU reads it. -EINVAL (a length and no bytes), -ENOMEM.
  */
 int gmem_kernel_hashes(const void *kernel, uint64_t kernel_len, const void *initrd, uint64_t initrd_len,
 		       const char *cmdline, struct gmem_kernel_hashes *ret);
@@ -1126,7 +1126,7 @@ typedef int (*gmem_measure_fn)(void *opaque, const struct gmem_measure_range *ra
 int gmem_measure_digest(struct gmem_measure *measure, const struct gmem_guest *guest, gmem_measure_fn fn, void *opaque,
 			uint8_t ret[GMEM_LAUNCH_DIGEST_LEN]);
 
-/* SNP: the page that is measured for a vCPU. -EINVAL, -ERANGE (no such vCPU). */
+/* SNP: the page that is measured for a vCPU. -ERANGE (no such vCPU), -EINVAL, -ENOENT, -EBADMSG (as the digest). */
 int gmem_measure_vmsa(struct gmem_measure *measure, const struct gmem_guest *guest, uint32_t vcpu,
 		      uint8_t ret[GMEM_PAGE_SIZE]);
 
