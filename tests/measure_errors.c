@@ -134,6 +134,7 @@ TEST(create_refuses)
 	REFUSED(SNP, g.firmware_len = PAGE, -ENOENT);
 	REFUSED(TDX, g.firmware_len = PAGE, -ENOENT);
 	REFUSED(TDX, g.kernel = &kernel, -EINVAL);
+	REFUSED(TDX, g.vmm = GMEM_VMM_EC2, -EINVAL);
 	REFUSED(TDX, g.firmware_digest = &kernel, -EINVAL);
 	REFUSED(TDX, (g.vmm = GMEM_VMM_SVSM, g.svsm = g.firmware, g.svsm_len = PAGE), -EINVAL);
 	gmem_measure_free(NULL);
@@ -163,6 +164,13 @@ TEST(a_build_of_much_memory)
 	t.tdvf[1].len = 1ull << 60;
 	g = guest_of(new_image(PAGES * PAGE, 1, &t), PAGES * PAGE, 1);
 	CHECK_ERR(gmem_measure_create(GMEM_VM_TDX, &g, NULL, NULL, &m), -EBADMSG);
+	free_guest(&g);
+	/* Where an address has the bit that means shared, no page is launched. */
+	t.tdvf[1].gpa = 1ull << 51;
+	t.tdvf[1].len = PAGE;
+	g = guest_of(new_image(PAGES * PAGE, 1, &t), PAGES * PAGE, 1);
+	CHECK_ERR(gmem_measure_create(GMEM_VM_TDX, &g, NULL, NULL, &m), -EBADMSG);
+	CHECK_HAS(gmem_last_error(), "beyond what a TD can address");
 	free_guest(&g);
 }
 

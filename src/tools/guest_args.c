@@ -47,6 +47,8 @@ static const struct gmem_option options[GUEST_NOPTIONS] = {
 	[GUEST_HOST_DATA] = { .name = "host-data", .value = true, .later = true },
 };
 
+#define MAX_VCPUS 65536u /* far beyond what any machine has */
+
 #define BIT(option) (UINT64_C(1) << (option))
 #define LAUNCH_ALONE                                                                            \
 	(BIT(GUEST_POLICY) | BIT(GUEST_ID_BLOCK) | BIT(GUEST_ID_AUTH) | BIT(GUEST_AUTHOR_KEY) | \
@@ -128,7 +130,7 @@ static int take_checked(struct guest_args *args, enum guest_option i, const char
 
 	switch (i) {
 	case GUEST_VCPUS:
-		code = number(args, i, value, UINT32_MAX, &n);
+		code = number(args, i, value, MAX_VCPUS, &n);
 		args->vcpus = (uint32_t)n;
 		return code;
 	case GUEST_VCPU_SIG:

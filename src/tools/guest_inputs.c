@@ -15,6 +15,7 @@
 /* Of what has no length: a pipe. */
 #define MAX_STREAM ((UINT64_C(1) << 30) - 1)
 #define FIRST_STREAM (UINT64_C(1) << 20)
+#define LARGE (UINT64_C(64) << 20)
 #define HUGE_PAGE (UINT64_C(2) << 20)
 
 static int open_failed(const char *what, const char *path)
@@ -119,14 +120,35 @@ int guest_read_file(const char *what, const char *path, uint64_t max, uint8_t **
 	return code;
 }
 
+static int no_pages(const char *name, const char *path, uint64_t len)
+{
+	return gmem_ui_fail("%s: %s: %llu bytes are no whole number of pages of %u: a flash image (.fd) is wanted, as "
+			    "the guest is started with",
+			    name, path, (unsigned long long)len, GMEM_PAGE_SIZE);
+}
+
+/* What takes long to read is looked at before. */
+static bool is_no_image(int i, const char *path, uint64_t *ret_len)
+{
+	struct stat st;
+
+	if ((i != GUEST_INPUT_FIRMWARE && i != GUEST_INPUT_SVSM) || stat(path, &st) || !S_ISREG(st.st_mode))
+		return false;
+	*ret_len = (uint64_t)st.st_size;
+	return *ret_len > LARGE && *ret_len <= MAX_LEN && *ret_len % GMEM_PAGE_SIZE;
+}
+
 static int read_input(struct guest_inputs *inputs, int i, const char *name, const char *path)
 {
 	struct guest_input *file = &inputs->files[i];
+	uint64_t len;
 	int code;
 
 	file->name = name;
 	if (!path)
 		return GMEM_UI_OK;
+	if (is_no_image(i, path, &len))
+		return no_pages(name, path, len);
 	code = guest_read_file(name, path, MAX_LEN, &file->bytes, &file->len);
 	if (code)
 		return code;
@@ -145,9 +167,7 @@ static int check_image(const struct guest_input *file)
 		return gmem_ui_fail("%s: %s: a qcow2 image: qemu-img convert -O raw makes it a plain one", file->name,
 				    file->path);
 	if (file->len % GMEM_PAGE_SIZE)
-		return gmem_ui_fail("%s: %s: %llu bytes are no whole number of pages of %u: a flash image (.fd) is "
-				    "wanted, as the guest is started with",
-				    file->name, file->path, (unsigned long long)file->len, GMEM_PAGE_SIZE);
+		return no_pages(file->name, file->path, file->len);
 	return GMEM_UI_OK;
 }
 

@@ -25,6 +25,9 @@ def a_firmware_that_is_none_is_refused(folder):
         with open(huge, 'wb') as f:
             f.truncate(1 << 32)
         refused(f'firmware: {huge}: 4.00 GiB or more', 'measure', *kind, '--ovmf', huge)
+        with open(huge, 'wb') as f:
+            f.truncate((1 << 32) - 1)
+        refused(f'firmware: {huge}: 4294967295 bytes are no whole number of pages', 'measure', *kind, '--ovmf', huge)
 
 
 def other_files_too(folder):

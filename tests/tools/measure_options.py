@@ -141,7 +141,7 @@ def what_is_missing_is_named(folder):
     plain = line('measure', *SNP, '--ovmf', fw)
     equal(line('measure', *SNP, '--ovmf', fw, '--initrd=', '--append='), plain)
     equal(line('measure', *SNP, '--ovmf', fw, '--kernel=', '--append=x'), plain)
-    for value in ('0', '-1', 'many', '1.5', '0x1', '4294967296', ''):
+    for value in ('0', '-1', 'many', '1.5', '0x1', '65537', '4294967296', ''):
         misused('--vcpus', 'measure', 'snp', '--vcpu-type=EPYC', '--ovmf', fw, '--vcpus=' + value)
 
 

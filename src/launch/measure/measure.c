@@ -38,8 +38,10 @@ static int check_guest(const char *call, enum gmem_vm_type type, const struct gm
 	err = check_image(call, "firmware", g->firmware, g->firmware_len);
 	if (err)
 		return err;
-	if (type == GMEM_VM_TDX && (g->vmm == GMEM_VMM_SVSM || g->kernel || g->firmware_digest))
-		return gmem_err(-EINVAL, "%s: an SVSM, a kernel or a digest of firmware is an SNP guest's", call);
+	if (type == GMEM_VM_TDX && (g->vmm != GMEM_VMM_QEMU || g->kernel || g->firmware_digest))
+		return gmem_err(-EINVAL,
+				"%s: a TDX guest is measured as QEMU's, without a kernel or a digest of firmware",
+				call);
 	if (g->vmm != GMEM_VMM_SVSM)
 		return 0;
 	err = check_image(call, "SVSM", g->svsm, g->svsm_len);

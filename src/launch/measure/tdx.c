@@ -14,6 +14,7 @@
 
 /* More than any firmware asks for, and few enough to be hashed in minutes: metadata may say what it likes. */
 #define MAX_BUILD (UINT64_C(64) << 30)
+#define MAX_GPA (UINT64_C(1) << 51) /* where the bit is that means shared, at most */
 /* The caller is told every so many. */
 #define PAGES_A_REPORT 1024u
 
@@ -138,6 +139,9 @@ int gmem_measure_tdx_init(struct gmem_measure *m, const struct gmem_guest *guest
 
 		if (!is_built(s))
 			continue;
+		if (!gmem_range_inside(s->gpa, s->len, MAX_GPA))
+			return gmem_err(-EBADMSG, "section %d: gpa 0x%" PRIx64 ": beyond what a TD can address", i,
+					s->gpa);
 		if (s->len > MAX_BUILD - progress->total)
 			return gmem_err(-EBADMSG, "section %d: 0x%" PRIx64 " bytes: more than 64 GiB in all", i,
 					s->len);
