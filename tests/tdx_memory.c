@@ -3,6 +3,8 @@
 #include "tdx_wraps.h"
 
 #include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #define ADD GMEM_TDX_MEM_PAGE_ADD
 #define TABLE GMEM_TDX_MEM_SEPT_ADD
@@ -282,5 +284,39 @@ TEST(logged)
 	CHECK_EQ(bitmap, 1);
 	CHECK_EQ(load64(s.vcpu, GPA), 6);
 	CHECK_EQ(module.n, 0);
+	tear_down(&s);
+}
+
+/* A child made by fork(2) has the TD, but not its frames: where they were is its own memory. */
+TEST(a_forked_child_frees_it)
+{
+	unsigned char *own[64];
+	struct scene s;
+	pid_t child;
+	int status;
+
+	set_up_finalized(&s);
+	child = fork();
+	if (!child) {
+		bool harmed = false;
+
+		for (size_t i = 0; i < 64; i++) {
+			own[i] = mmap(NULL, NPAGES * PG, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+			if (own[i] == MAP_FAILED)
+				_exit(2);
+			memset(own[i], 0xff, NPAGES * PG);
+		}
+		gmem_launch_free(s.launch);
+		gmem_vcpu_free(s.vcpu);
+		gmem_vm_free(s.vm);
+		for (size_t i = 0; i < 64; i++)
+			for (uint64_t at = 0; at < NPAGES * PG; at += PG)
+				harmed |= own[i][at] != 0xff;
+		_exit(harmed);
+	}
+	CHECK(child > 0);
+	CHECK_EQ(waitpid(child, &status, 0), child);
+	CHECK_EQ(status, 0);
+	CHECK_EQ(load64(s.vcpu, GPA), *(uint64_t *)s.src);
 	tear_down(&s);
 }

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "base/err.h"
 #include "base/range.h"
@@ -130,9 +131,11 @@ static int track(struct gmem_mmu_external *x)
 static int clear_page(struct gmem_mmu_external *x, uint64_t gfn, uint64_t pfn)
 {
 	static const char zeroes[GMEM_PAGE_SIZE];
-	int err = take(tables_of(x), gmem_tdx_mem_page_remove, "TDH.MEM.PAGE.REMOVE", gfn);
+	struct gmem_tdx_tables *t = tables_of(x);
+	int err = take(t, gmem_tdx_mem_page_remove, "TDH.MEM.PAGE.REMOVE", gfn);
 
-	(void)gmem_sys_poke(gmem_pfn_addr(pfn), zeroes, sizeof(zeroes));
+	if (t->pid == getpid())
+		(void)gmem_sys_poke(gmem_pfn_addr(pfn), zeroes, sizeof(zeroes));
 	return err;
 }
 
@@ -179,6 +182,7 @@ int gmem_tdx_tables_create(struct gmem_mmu *mmu, struct gmem_tdx_tables **ret)
 	}
 	t->external.ops = &ops;
 	t->mmu = mmu;
+	t->pid = getpid();
 	*ret = t;
 	return 0;
 }
