@@ -284,6 +284,14 @@ TEST(logged)
 	CHECK_EQ(bitmap, 1);
 	CHECK_EQ(load64(s.vcpu, GPA), 6);
 	CHECK_EQ(module.n, 0);
+	/* A page that is accepted is zeroed by it: who copies the guest has to copy it again. */
+	CHECK_OK(gmem_vcpu_pre_fault(s.vcpu, GPA + 8 * PG, PG, NULL));
+	CHECK_EQ(gmem_vm_get_log(s.vm, 0, GMEM_LOG_DIRTY, 0, NPAGES, &bitmap, 0), 0);
+	CHECK_OK(gmem_vcpu_accept(s.vcpu, GPA + 8 * PG, PG, true, NULL));
+	CHECK_EQ(gmem_vm_get_log(s.vm, 0, GMEM_LOG_DIRTY, 0, NPAGES, &bitmap, GMEM_LOG_CLEAR), 1);
+	CHECK_EQ(bitmap, 1 << 8);
+	CHECK_EQ(gmem_vcpu_accept(s.vcpu, GPA + 8 * PG, PG, true, NULL), 1);
+	CHECK_EQ(gmem_vm_get_log(s.vm, 0, GMEM_LOG_DIRTY, 0, NPAGES, &bitmap, 0), 0);
 	tear_down(&s);
 }
 

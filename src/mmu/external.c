@@ -8,6 +8,7 @@
 #include <errno.h>
 
 #include "base/err.h"
+#include "mmu/log.h"
 #include "mmu/mmu.h"
 
 static enum gmem_map_result failed(struct gmem_vcpu *vcpu, int err)
@@ -106,6 +107,15 @@ static gmem_pte *find(const struct gmem_vcpu *vcpu, uint64_t gfn)
 	return &table[gmem_pt_index(gfn, GMEM_LEVEL_4K)];
 }
 
+/* What it has is not what it had: a write of the guest's. In a section. */
+static void note_zeroed(struct gmem_mmu *mmu, uint64_t gfn)
+{
+	const struct gmem_slot *slot = gmem_slots_find(atomic_load(&mmu->slots), gfn);
+
+	if (slot)
+		gmem_slot_note(slot, gfn, true);
+}
+
 /* In a mapping section, in which no page is taken away. */
 static int accept_page(struct gmem_vcpu *vcpu, struct gmem_mmu_external *x, uint64_t gfn, bool accept)
 {
@@ -123,6 +133,8 @@ static int accept_page(struct gmem_vcpu *vcpu, struct gmem_mmu_external *x, uint
 	if (e & GMEM_PTE_PRESENT)
 		gmem_epoch_wait(&vcpu->mmu->epoch);
 	r = x->ops->accept(x, gfn, gmem_pte_pfn(e), accept);
+	if (!r && accept && x->ops->accept_zeroes)
+		note_zeroed(vcpu->mmu, gfn);
 	/* Accepted, it is for the next fault to say how it is mapped. */
 	atomic_store(pte, r < 0 || (e & GMEM_PTE_PRESENT && accept) ? e : accept ? plain : plain | GMEM_PTE_PENDING);
 	return r;
@@ -148,6 +160,9 @@ int gmem_mmu_accept(struct gmem_vcpu *vcpu, uint64_t gfn, bool accept)
 			r = accept_page(vcpu, x, gfn, accept);
 			gmem_mmu_end_map(vcpu);
 		}
+		/* Somebody else is at the page, or an invalidation runs. */
+		if (r == -EAGAIN)
+			gmem_mmu_pause();
 	} while (r == -EAGAIN);
 	return r;
 }

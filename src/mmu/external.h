@@ -37,6 +37,7 @@ struct gmem_mmu_external_ops {
 	 * have no say.
 	 */
 	int (*accept)(struct gmem_mmu_external *x, uint64_t gfn, uint64_t pfn, bool accept);
+	bool accept_zeroes; /* a page that is accepted loses what it had */
 	/*
 	 * A page is taken away, in three steps: no new translation is made of it; then, once for all that were blocked,
 	 * `track`, after which no guest still uses one; then it is nobody's. What goes wrong here is the end of the VM.

@@ -162,6 +162,7 @@ static const struct gmem_mmu_external_ops ops = {
 	.add_table = add_table,
 	.set_page = set_page,
 	.accept = accept_page,
+	.accept_zeroes = true,
 	.block = block,
 	.track = track,
 	.clear_page = clear_page,
