@@ -104,8 +104,9 @@ TEST(launch_freed_first)
 	CHECK_OK(init_region(&s, &r, 0));
 	gmem_launch_free(s.launch);
 	s.launch = NULL;
-	memcpy(&word, s.src, sizeof(word));
-	CHECK_EQ(load64(s.vcpu, GPA), word);
+	CHECK_EQ(sept_at(&s, GPA), GMEM_SEPT_MAPPED);
+	/* Nobody can finish it. */
+	CHECK_ERR(gmem_vcpu_load(s.vcpu, GPA, &word, sizeof(word)), -EINVAL);
 	to_shared(s.file, 0, PG);
 	CHECK_EQ(sept_at(&s, GPA), GMEM_SEPT_FREE);
 	tear_down(&s);

@@ -200,6 +200,32 @@ TEST(converted_while_it_is_built)
 	tear_down(&s);
 }
 
+/* What was added, and may be measured yet, is not the guest's to change. */
+TEST(not_accessed_while_it_is_built)
+{
+	uint64_t word = 0;
+	struct scene s;
+
+	set_up(&s);
+	add(&s, 0, 2);
+	CHECK_ERR(gmem_vcpu_store(s.vcpu, GPA, &word, 8), -EINVAL);
+	CHECK_ERR(gmem_vcpu_load(s.vcpu, GPA, &word, 8), -EINVAL);
+	CHECK_ERR(gmem_vcpu_pre_fault(s.vcpu, GPA, PG, NULL), -EINVAL);
+	CHECK_ERR(gmem_vcpu_accept(s.vcpu, GPA, PG, true, NULL), -EINVAL);
+	/* Translations that go and come back are none. */
+	CHECK_OK(gmem_vm_set_log(s.vm, 0, GMEM_LOG_DIRTY));
+	CHECK_ERR(gmem_vcpu_store(s.vcpu, GPA, &word, 8), -EINVAL);
+	CHECK_OK(gmem_vm_set_log(s.vm, 0, 0));
+	CHECK_ERR(gmem_vcpu_store(s.vcpu, GPA, &word, 8), -EINVAL);
+	CHECK_OK(gmem_launch_extend(s.launch, GPA, 2 * PG));
+	CHECK_OK(gmem_launch_finish(s.launch, NULL));
+	module.n = 0;
+	CHECK_EQ(load64(s.vcpu, GPA), *(uint64_t *)s.src);
+	store64(s.vcpu, GPA, 1);
+	CHECK_EQ(module.n, 0);
+	tear_down(&s);
+}
+
 /* A slot that goes takes its pages along: KVM has no other way. */
 TEST(slot_deleted)
 {

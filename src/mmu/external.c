@@ -25,6 +25,12 @@ static enum gmem_map_result not_accepted(struct gmem_vcpu *vcpu, uint64_t gfn)
 				     (unsigned long long)gfn));
 }
 
+static int not_built(uint64_t gfn)
+{
+	return gmem_err(-EINVAL, "guest frame 0x%llx: its launch is not finished, the guest cannot run",
+			(unsigned long long)gfn);
+}
+
 /* They have the page already. */
 static enum gmem_map_result meet_page(struct gmem_vcpu *vcpu, const struct gmem_mapping *m, gmem_pte *pte, uint64_t e,
 				      uint64_t leaf)
@@ -35,6 +41,8 @@ static enum gmem_map_result meet_page(struct gmem_vcpu *vcpu, const struct gmem_
 		return GMEM_MAP_CONFLICT;
 	if (e & GMEM_PTE_PENDING)
 		return not_accepted(vcpu, m->gfn);
+	if (atomic_load(&atomic_load(&vcpu->mmu->external)->building))
+		return failed(vcpu, not_built(m->gfn));
 	return gmem_pte_cas(pte, &e, leaf) ? GMEM_MAP_FIXED : GMEM_MAP_RETRY;
 }
 
@@ -48,6 +56,8 @@ enum gmem_map_result gmem_external_set_page(struct gmem_vcpu *vcpu, const struct
 	if (!gmem_pte_cas(pte, &e, absent | GMEM_PTE_FROZEN))
 		return e & GMEM_PTE_PRESENT ? GMEM_MAP_RETRY : meet_page(vcpu, m, pte, e, leaf);
 	r = x->ops->set_page(x, vcpu, m->gfn, m->pfn);
+	if (!r && atomic_load(&x->building))
+		leaf = absent;
 	atomic_store(pte, !r ? leaf : r == GMEM_EXTERNAL_PENDING ? absent | GMEM_PTE_PENDING : 0);
 	if (r == GMEM_EXTERNAL_PENDING)
 		return not_accepted(vcpu, m->gfn);
@@ -150,6 +160,8 @@ int gmem_mmu_accept(struct gmem_vcpu *vcpu, uint64_t gfn, bool accept)
 		return r;
 	if (!x || !x->ops->accept)
 		return gmem_err(-EOPNOTSUPP, "this VM's guest is not asked whether it accepts its pages");
+	if (atomic_load(&x->building))
+		return not_built(gfn);
 	do {
 		if (gmem_vcpu_cancelled(vcpu))
 			return gmem_err(-EINTR, "guest frame 0x%llx: cancelled", (unsigned long long)gfn);

@@ -132,7 +132,7 @@ static int check_vcpu(const struct tdx_launch *l, int vcpu, uint32_t flags)
 	if (vcpu != GMEM_LAUNCH_NO_VCPU && (vcpu < 0 || (uint32_t)vcpu >= l->nvcpus))
 		return gmem_err(-EINVAL, "INIT_MEM_REGION is a vCPU's, and there is no vCPU %d that is initialized",
 				vcpu);
-	if (atomic_load(&l->tables->runnable))
+	if (!atomic_load(&l->tables->external.building))
 		return gmem_err(-EINVAL, "the TD is finalized: nothing more is launched");
 	if (flags & ~GMEM_TDX_MEASURE_MEMORY_REGION)
 		return gmem_err(-EINVAL, "flags 0x%x: unknown", flags);
@@ -175,14 +175,14 @@ static int finalize(struct tdx_launch *l)
 {
 	uint64_t status;
 
-	if (atomic_load(&l->tables->runnable))
+	if (!atomic_load(&l->tables->external.building))
 		return gmem_err(-EINVAL, "the TD is finalized already");
 	status = gmem_tdx_mr_finalize(&l->tables->td);
 	if (gmem_tdx_busy(status))
 		return gmem_tdx_refused(l->tables, -EBUSY, "TDH.MR.FINALIZE", status);
 	if (status)
 		return gmem_tdx_bug(l->tables, "TDH.MR.FINALIZE", status);
-	atomic_store(&l->tables->runnable, true);
+	atomic_store(&l->tables->external.building, false);
 	return 0;
 }
 
@@ -228,7 +228,7 @@ static int add_vcpu_locked(struct tdx_launch *l, uint64_t rcx)
 	struct gmem_tdx_td *td = &l->tables->td;
 	uint64_t status;
 
-	if (atomic_load(&l->tables->runnable))
+	if (!atomic_load(&l->tables->external.building))
 		return gmem_err(-EBUSY, "the TD is finalized");
 	status = gmem_tdx_vp_create(td, l->nvcpus);
 	if (status)

@@ -67,7 +67,7 @@ static int set_page(struct gmem_mmu_external *x, struct gmem_vcpu *vcpu, uint64_
 	if (vcpu == atomic_load(&t->adder))
 		return add_page(t, gfn, pfn);
 	/* On KVM no vCPU runs before. */
-	if (!atomic_load(&t->runnable))
+	if (atomic_load(&t->external.building))
 		return gmem_err(-EINVAL, "guest frame 0x%llx: the TD is not finalized, its guest cannot run",
 				(unsigned long long)gfn);
 	status = gmem_tdx_mem_page_aug(&t->td, gpa_of(gfn), GMEM_SEPT_PT, pfn);
@@ -182,6 +182,7 @@ int gmem_tdx_tables_create(struct gmem_mmu *mmu, struct gmem_tdx_tables **ret)
 		return err;
 	}
 	t->external.ops = &ops;
+	atomic_store(&t->external.building, true);
 	t->mmu = mmu;
 	t->pid = getpid();
 	*ret = t;
