@@ -226,6 +226,22 @@ TEST(not_accessed_while_it_is_built)
 	tear_down(&s);
 }
 
+/* Nor anybody else's, before or after. */
+TEST(not_populated_again)
+{
+	struct scene s;
+
+	set_up(&s);
+	add(&s, 0, 1);
+	CHECK_ERR(gmem_populate(s.vm, GFN, s.src + PG, 1, 0, NULL, NULL), -EEXIST);
+	CHECK_OK(gmem_launch_finish(s.launch, NULL));
+	CHECK_ERR(gmem_populate(s.vm, GFN, s.src + PG, 1, 0, NULL, NULL), -EEXIST);
+	CHECK_EQ(load64(s.vcpu, GPA), *(uint64_t *)s.src);
+	/* What is no guest's yet may be. */
+	CHECK_EQ(gmem_populate(s.vm, GFN + 1, s.src, 1, 0, NULL, NULL), 1);
+	tear_down(&s);
+}
+
 /* A slot that goes takes its pages along: KVM has no other way. */
 TEST(slot_deleted)
 {

@@ -230,6 +230,9 @@ static int add_vcpu_locked(struct tdx_launch *l, uint64_t rcx)
 
 	if (!atomic_load(&l->tables->external.building))
 		return gmem_err(-EBUSY, "the TD is finalized");
+	/* KVM makes no more: its module is not asked. */
+	if (l->nvcpus == GMEM_TDX_MAX_VCPUS_PER_TD)
+		return gmem_err(-EINVAL, "a TD has %u vCPUs at most", GMEM_TDX_MAX_VCPUS_PER_TD);
 	status = gmem_tdx_vp_create(td, l->nvcpus);
 	if (status)
 		return gmem_tdx_bug(l->tables, "TDH.VP.CREATE", status);
@@ -244,8 +247,11 @@ static int add_vcpu(struct gmem_launch *launch, const struct gmem_launch_vcpu *v
 {
 	struct tdx_launch *l = launch_of(launch);
 	struct gmem_launch_answer answer;
-	int err = begin(l);
+	int err;
 
+	if (vcpu->snp || vcpu->kvm_vcpu)
+		return gmem_err(-EINVAL, "`snp` or `kvm_vcpu`: not for a TD by emulation");
+	err = begin(l);
 	if (!err)
 		err = add_vcpu_locked(l, vcpu->rcx);
 	end(l, err, &answer);

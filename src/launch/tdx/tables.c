@@ -139,6 +139,16 @@ static int clear_page(struct gmem_mmu_external *x, uint64_t gfn, uint64_t pfn)
 	return err;
 }
 
+/* What was measured, and what the guest has, is changed by nobody else: on a host with TDX it would be encrypted. */
+static int may_populate(struct gmem_mmu_external *x, uint64_t gfn, uint64_t pfn)
+{
+	(void)pfn;
+	return gmem_mmu_mapped(tables_of(x)->mmu, gfn) ?
+		       gmem_err(-EEXIST, "guest frame 0x%llx: launched before, or touched by the guest",
+				(unsigned long long)gfn) :
+		       0;
+}
+
 /* ---- the whole */
 
 void gmem_tdx_tables_free(struct gmem_tdx_tables *tables)
@@ -166,6 +176,7 @@ static const struct gmem_mmu_external_ops ops = {
 	.block = block,
 	.track = track,
 	.clear_page = clear_page,
+	.may_populate = may_populate,
 	.free = free_tables,
 };
 
