@@ -183,7 +183,7 @@ struct scene {
 	struct keeper *k;
 };
 
-/* A slot of `len` bytes, private from its beginning on for `private` bytes, and a keeper that has nothing to say yet. */
+/* A slot of `len` bytes, of which the first `private` are so, and a keeper that has nothing to say yet. */
 static inline void set_up_without(struct scene *s, uint64_t len, uint64_t private)
 {
 	s->vm = new_vm(GMEM_VM_TDX);

@@ -160,7 +160,7 @@ static void pass(struct zap *z)
 		z->cleared = z->ncut = 0;
 		z->full = false;
 		gmem_rwlock_lock(&mmu->lock);
-		/* Under the lock: a launch that has just begun populates without regard to an invalidation of others. */
+		/* Under the lock: a launch that has just begun populates without regard to others' invalidations. */
 		if (z->sides & GMEM_SIDE_KEEP)
 			z->x = atomic_load(&mmu->external);
 		root = atomic_load(&mmu->root);
