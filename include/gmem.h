@@ -822,8 +822,8 @@ typedef int (*gmem_populate_fn)(struct gmem_vm *vm, uint64_t gfn, uint64_t pfn, 
  * first: -EINVAL (npages <= 0, alignment, flags, no slot with a file, a page that is not private), -EFAULT (the slot's
  * file is closed; a source that cannot be read, or not be written to where it must be: unmapped, past the end of its
  * file, private memory, the target itself), -EINTR (gmem_vm_cancel()), -EHWPOISON, -ENOMEM, -EIO (a dead VM; after
- * fork(2); in place, a page whose pager is gone), -EEXIST (a page that a launched SNP guest has been given), or what
- * `fn` returned. Any thread; concurrent calls on one VM take turns.
+ * fork(2); in place, a page whose pager is gone), -EEXIST (a page that a launched guest has been given), or what `fn`
+ * returned. Any thread; concurrent calls on one VM take turns.
  */
 int64_t gmem_populate(struct gmem_vm *vm, uint64_t gfn, const void *src, int64_t npages, uint32_t flags,
 		      gmem_populate_fn fn, void *opaque);
@@ -943,7 +943,10 @@ struct gmem_launch_vcpu {
 	int kvm_vcpu; /* gmem_launch_create_kvm(): KVM's vCPU, borrowed. SNP: its registers are the caller's */
 };
 
-/* One more vCPU; they count from 0. -EINVAL (size, missing values), -EBUSY (finished), -ENOMEM, KVM's errors. */
+/*
+ * One more vCPU; they count from 0. -EINVAL (size, values that are missing or another kind's; TDX: the 577th), -EBUSY
+ * (finished), -EIO (a launch that is of no more use), -EBADF, -ENOMEM, KVM's errors.
+ */
 int gmem_launch_add_vcpu(struct gmem_launch *launch, const struct gmem_launch_vcpu *vcpu);
 
 /*
@@ -960,8 +963,8 @@ int64_t gmem_launch_update(struct gmem_launch *launch, uint64_t gpa, const void 
 
 /*
  * TDX, emulated: TDH.MR.EXTEND of the bytes of [gpa, gpa + len), which have been added: how hosts measured before KVM
- * did both at once ("two pass"). -EINVAL (alignment to 256 bytes, type), -EOPNOTSUPP (on KVM), -EIO (refused; if not at
- * the beginning, the launch is of no more use).
+ * did both at once ("two pass"). -EINVAL (alignment to 256 bytes, len 0, wrap), -EOPNOTSUPP (on KVM, of SNP), -EIO
+ * (refused; if not at the beginning, the launch is of no more use).
  */
 int gmem_launch_extend(struct gmem_launch *launch, uint64_t gpa, uint64_t len);
 
@@ -990,7 +993,7 @@ uint64_t gmem_launch_status(const struct gmem_launch *launch);
 
 /*
  * SNP: the launch digest so far. TDX: MRTD, were the build finished now. -EOPNOTSUPP (on KVM: it is in the report),
- * -ENOMEM.
+ * -EIO (TDX: a range was measured in part), -ENOMEM.
  */
 int gmem_launch_digest(struct gmem_launch *launch, uint8_t ret[GMEM_LAUNCH_DIGEST_LEN]);
 

@@ -79,6 +79,33 @@ TEST(it_is_taken_away_in_steps)
 	tear_down(&s);
 }
 
+/* More tables go than a zap remembers: it goes over the range again, past what it has blocked. */
+TEST(it_is_taken_away_among_many_tables)
+{
+	const uint64_t gib = 1ull << 30, table = 512 * PG;
+	struct scene s;
+	uint64_t bit;
+
+	set_up_larger(&s, MOST, PG);
+	bit = gmem_vm_alias_bit(s.vm);
+	for (uint64_t at = 0; at < MOST; at += table) {
+		if (at % gib) {
+			store64(s.vcpu, (GPA + at) | bit, 1);
+			continue;
+		}
+		to_private(s.file, at, PG);
+		store64(s.vcpu, GPA + at, 1);
+	}
+	s.k->n = 0;
+	CHECK_OK(del_slot(s.vm, 0));
+	CHECK_EQ(s.k->n, 3 + 1 + 3);
+	for (uint32_t i = 0; i < 3; i++) {
+		check_call(&s, i, BLOCK, GFN + i * gib / PG, 0);
+		check_call(&s, 4 + i, CLEAR, GFN + i * gib / PG, 0);
+	}
+	tear_down(&s);
+}
+
 TEST(what_takes_it_away)
 {
 	struct scene s;

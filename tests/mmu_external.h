@@ -6,6 +6,7 @@
 #include "mmu_util.h"
 
 #define LEN (1024 * PG)
+#define MOST (3ull << 30) /* that a test looks at */
 #define GPA 0x40000000ull
 #define GFN (GPA / PG)
 
@@ -23,8 +24,8 @@ struct keeper {
 	pthread_mutex_t m;
 	struct call calls[4096];
 	uint32_t n;
-	uint8_t have[LEN / PG]; /* 1: set, 2: blocked */
-	uint8_t pending[LEN / PG];
+	uint8_t have[MOST / PG]; /* 1: set, 2: blocked */
+	uint8_t pending[MOST / PG];
 	bool tracked;
 	bool makes_pending;
 	uint32_t busy; /* times that set_page and add_table are */
@@ -182,22 +183,33 @@ struct scene {
 	struct keeper *k;
 };
 
-static inline void set_up(struct scene *s)
+/* A slot of `len` bytes, of which the first `private` are so, and a keeper that has nothing to say yet. */
+static inline void set_up_without(struct scene *s, uint64_t len, uint64_t private)
 {
 	s->vm = new_vm(GMEM_VM_TDX);
-	s->file = make_file(LEN, 0);
-	to_private(s->file, 0, LEN);
-	CHECK_OK(set_slot(s->vm, 0, GPA, LEN, s->file, 0));
+	s->file = make_file(len, 0);
+	to_private(s->file, 0, private);
+	CHECK_OK(set_slot(s->vm, 0, GPA, len, s->file, 0));
 	s->vcpu = new_vcpu(s->vm);
 	s->k = calloc(1, sizeof(*s->k));
 	CHECK(s->k);
 	s->k->x.ops = &ops;
 	s->k->vm = s->vm;
 	pthread_mutex_init(&s->k->m, NULL);
+}
+
+static inline void set_up_larger(struct scene *s, uint64_t len, uint64_t private)
+{
+	set_up_without(s, len, private);
 	gmem_vm_lock_slots(s->vm);
 	CHECK_OK(gmem_mmu_set_external(&s->vm->mmu, &s->k->x));
 	CHECK_ERR(gmem_mmu_set_external(&s->vm->mmu, &s->k->x), -EEXIST);
 	gmem_vm_unlock_slots(s->vm);
+}
+
+static inline void set_up(struct scene *s)
+{
+	set_up_larger(s, LEN, LEN);
 }
 
 static inline void tear_down(struct scene *s)

@@ -112,3 +112,43 @@ TEST_TIMEOUT(so_too_with_acceptance, 120)
 {
 	storm(true);
 }
+
+static void *zap_translations(void *arg)
+{
+	gmem_mmu_zap(arg, GFN, 1, BOTH_SIDES | GMEM_SIDE_KEEP);
+	return NULL;
+}
+
+/*
+ * A fault is taking a translation away while a launch begins, and gives the guest that very page: populating maps
+ * without regard to an invalidation that is not its own.
+ */
+TEST_TIMEOUT(a_launch_begins_during_a_zap, 60)
+{
+	struct gmem_mapping m = { .gfn = GFN, .private = true, .writable = true, .level = GMEM_LEVEL_4K };
+	struct gmem_mmu *mmu;
+	struct scene s;
+	pthread_t t;
+
+	set_up_without(&s, LEN, LEN);
+	mmu = &s.vm->mmu;
+	CHECK_OK(gmem_mmu_reload(s.vcpu));
+	CHECK_OK(gmem_table_topup(&mmu->pool, &s.vcpu->cache));
+	m.slot = gmem_vm_slot(s.vm, GFN);
+	m.pfn = gmem_slot_pfn(m.slot, GFN);
+	gmem_rwlock_lock(&mmu->lock);
+	t = start(zap_translations, mmu);
+	while (!atomic_load(&mmu->invalidating))
+		sched_yield();
+	/* For the zap to get as far as the lock; if it does not, nothing is shown, and nothing fails. */
+	usleep(50000);
+	atomic_store(&mmu->external, &s.k->x);
+	CHECK_EQ(gmem_mmu_map(s.vcpu, &m), GMEM_MAP_FIXED);
+	gmem_rwlock_unlock(&mmu->lock);
+	join(t);
+	/* It is the guest's still, and not asked for again. */
+	CHECK(gmem_mmu_mapped(mmu, GFN));
+	store64(s.vcpu, GPA, 1);
+	CHECK_EQ(s.k->have[0], 1);
+	tear_down(&s);
+}

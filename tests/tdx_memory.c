@@ -3,6 +3,8 @@
 #include "tdx_wraps.h"
 
 #include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #define ADD GMEM_TDX_MEM_PAGE_ADD
 #define TABLE GMEM_TDX_MEM_SEPT_ADD
@@ -198,6 +200,48 @@ TEST(converted_while_it_is_built)
 	tear_down(&s);
 }
 
+/* What was added, and may be measured yet, is not the guest's to change. */
+TEST(not_accessed_while_it_is_built)
+{
+	uint64_t word = 0;
+	struct scene s;
+
+	set_up(&s);
+	add(&s, 0, 2);
+	CHECK_ERR(gmem_vcpu_store(s.vcpu, GPA, &word, 8), -EINVAL);
+	CHECK_ERR(gmem_vcpu_load(s.vcpu, GPA, &word, 8), -EINVAL);
+	CHECK_ERR(gmem_vcpu_pre_fault(s.vcpu, GPA, PG, NULL), -EINVAL);
+	CHECK_ERR(gmem_vcpu_accept(s.vcpu, GPA, PG, true, NULL), -EINVAL);
+	/* Translations that go and come back are none. */
+	CHECK_OK(gmem_vm_set_log(s.vm, 0, GMEM_LOG_DIRTY));
+	CHECK_ERR(gmem_vcpu_store(s.vcpu, GPA, &word, 8), -EINVAL);
+	CHECK_OK(gmem_vm_set_log(s.vm, 0, 0));
+	CHECK_ERR(gmem_vcpu_store(s.vcpu, GPA, &word, 8), -EINVAL);
+	CHECK_OK(gmem_launch_extend(s.launch, GPA, 2 * PG));
+	CHECK_OK(gmem_launch_finish(s.launch, NULL));
+	module.n = 0;
+	CHECK_EQ(load64(s.vcpu, GPA), *(uint64_t *)s.src);
+	store64(s.vcpu, GPA, 1);
+	CHECK_EQ(module.n, 0);
+	tear_down(&s);
+}
+
+/* Nor anybody else's, before or after. */
+TEST(not_populated_again)
+{
+	struct scene s;
+
+	set_up(&s);
+	add(&s, 0, 1);
+	CHECK_ERR(gmem_populate(s.vm, GFN, s.src + PG, 1, 0, NULL, NULL), -EEXIST);
+	CHECK_OK(gmem_launch_finish(s.launch, NULL));
+	CHECK_ERR(gmem_populate(s.vm, GFN, s.src + PG, 1, 0, NULL, NULL), -EEXIST);
+	CHECK_EQ(load64(s.vcpu, GPA), *(uint64_t *)s.src);
+	/* What is no guest's yet may be. */
+	CHECK_EQ(gmem_populate(s.vm, GFN + 1, s.src, 1, 0, NULL, NULL), 1);
+	tear_down(&s);
+}
+
 /* A slot that goes takes its pages along: KVM has no other way. */
 TEST(slot_deleted)
 {
@@ -282,5 +326,47 @@ TEST(logged)
 	CHECK_EQ(bitmap, 1);
 	CHECK_EQ(load64(s.vcpu, GPA), 6);
 	CHECK_EQ(module.n, 0);
+	/* A page that is accepted is zeroed by it: who copies the guest has to copy it again. */
+	CHECK_OK(gmem_vcpu_pre_fault(s.vcpu, GPA + 8 * PG, PG, NULL));
+	CHECK_EQ(gmem_vm_get_log(s.vm, 0, GMEM_LOG_DIRTY, 0, NPAGES, &bitmap, 0), 0);
+	CHECK_OK(gmem_vcpu_accept(s.vcpu, GPA + 8 * PG, PG, true, NULL));
+	CHECK_EQ(gmem_vm_get_log(s.vm, 0, GMEM_LOG_DIRTY, 0, NPAGES, &bitmap, GMEM_LOG_CLEAR), 1);
+	CHECK_EQ(bitmap, 1 << 8);
+	CHECK_EQ(gmem_vcpu_accept(s.vcpu, GPA + 8 * PG, PG, true, NULL), 1);
+	CHECK_EQ(gmem_vm_get_log(s.vm, 0, GMEM_LOG_DIRTY, 0, NPAGES, &bitmap, 0), 0);
+	tear_down(&s);
+}
+
+/* A child made by fork(2) has the TD, but not its frames: where they were is its own memory. */
+TEST(a_forked_child_frees_it)
+{
+	unsigned char *own[64];
+	struct scene s;
+	pid_t child;
+	int status;
+
+	set_up_finalized(&s);
+	child = fork();
+	if (!child) {
+		bool harmed = false;
+
+		for (size_t i = 0; i < 64; i++) {
+			own[i] = mmap(NULL, NPAGES * PG, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+			if (own[i] == MAP_FAILED)
+				_exit(2);
+			memset(own[i], 0xff, NPAGES * PG);
+		}
+		gmem_launch_free(s.launch);
+		gmem_vcpu_free(s.vcpu);
+		gmem_vm_free(s.vm);
+		for (size_t i = 0; i < 64; i++)
+			for (uint64_t at = 0; at < NPAGES * PG; at += PG)
+				harmed |= own[i][at] != 0xff;
+		_exit(harmed);
+	}
+	CHECK(child > 0);
+	CHECK_EQ(waitpid(child, &status, 0), child);
+	CHECK_EQ(status, 0);
+	CHECK_EQ(load64(s.vcpu, GPA), *(uint64_t *)s.src);
 	tear_down(&s);
 }

@@ -8,6 +8,7 @@
 #include <errno.h>
 
 #include "base/err.h"
+#include "mmu/log.h"
 #include "mmu/mmu.h"
 
 static enum gmem_map_result failed(struct gmem_vcpu *vcpu, int err)
@@ -24,6 +25,12 @@ static enum gmem_map_result not_accepted(struct gmem_vcpu *vcpu, uint64_t gfn)
 				     (unsigned long long)gfn));
 }
 
+static int not_built(uint64_t gfn)
+{
+	return gmem_err(-EINVAL, "guest frame 0x%llx: its launch is not finished, the guest cannot run",
+			(unsigned long long)gfn);
+}
+
 /* They have the page already. */
 static enum gmem_map_result meet_page(struct gmem_vcpu *vcpu, const struct gmem_mapping *m, gmem_pte *pte, uint64_t e,
 				      uint64_t leaf)
@@ -34,6 +41,8 @@ static enum gmem_map_result meet_page(struct gmem_vcpu *vcpu, const struct gmem_
 		return GMEM_MAP_CONFLICT;
 	if (e & GMEM_PTE_PENDING)
 		return not_accepted(vcpu, m->gfn);
+	if (atomic_load(&atomic_load(&vcpu->mmu->external)->building))
+		return failed(vcpu, not_built(m->gfn));
 	return gmem_pte_cas(pte, &e, leaf) ? GMEM_MAP_FIXED : GMEM_MAP_RETRY;
 }
 
@@ -47,6 +56,8 @@ enum gmem_map_result gmem_external_set_page(struct gmem_vcpu *vcpu, const struct
 	if (!gmem_pte_cas(pte, &e, absent | GMEM_PTE_FROZEN))
 		return e & GMEM_PTE_PRESENT ? GMEM_MAP_RETRY : meet_page(vcpu, m, pte, e, leaf);
 	r = x->ops->set_page(x, vcpu, m->gfn, m->pfn);
+	if (!r && atomic_load(&x->building))
+		leaf = absent;
 	atomic_store(pte, !r ? leaf : r == GMEM_EXTERNAL_PENDING ? absent | GMEM_PTE_PENDING : 0);
 	if (r == GMEM_EXTERNAL_PENDING)
 		return not_accepted(vcpu, m->gfn);
@@ -106,6 +117,15 @@ static gmem_pte *find(const struct gmem_vcpu *vcpu, uint64_t gfn)
 	return &table[gmem_pt_index(gfn, GMEM_LEVEL_4K)];
 }
 
+/* What it has is not what it had: a write of the guest's. In a section. */
+static void note_zeroed(struct gmem_mmu *mmu, uint64_t gfn)
+{
+	const struct gmem_slot *slot = gmem_slots_find(atomic_load(&mmu->slots), gfn);
+
+	if (slot)
+		gmem_slot_note(slot, gfn, true);
+}
+
 /* In a mapping section, in which no page is taken away. */
 static int accept_page(struct gmem_vcpu *vcpu, struct gmem_mmu_external *x, uint64_t gfn, bool accept)
 {
@@ -123,6 +143,8 @@ static int accept_page(struct gmem_vcpu *vcpu, struct gmem_mmu_external *x, uint
 	if (e & GMEM_PTE_PRESENT)
 		gmem_epoch_wait(&vcpu->mmu->epoch);
 	r = x->ops->accept(x, gfn, gmem_pte_pfn(e), accept);
+	if (!r && accept && x->ops->accept_zeroes)
+		note_zeroed(vcpu->mmu, gfn);
 	/* Accepted, it is for the next fault to say how it is mapped. */
 	atomic_store(pte, r < 0 || (e & GMEM_PTE_PRESENT && accept) ? e : accept ? plain : plain | GMEM_PTE_PENDING);
 	return r;
@@ -138,6 +160,8 @@ int gmem_mmu_accept(struct gmem_vcpu *vcpu, uint64_t gfn, bool accept)
 		return r;
 	if (!x || !x->ops->accept)
 		return gmem_err(-EOPNOTSUPP, "this VM's guest is not asked whether it accepts its pages");
+	if (atomic_load(&x->building))
+		return not_built(gfn);
 	do {
 		if (gmem_vcpu_cancelled(vcpu))
 			return gmem_err(-EINTR, "guest frame 0x%llx: cancelled", (unsigned long long)gfn);
@@ -148,6 +172,9 @@ int gmem_mmu_accept(struct gmem_vcpu *vcpu, uint64_t gfn, bool accept)
 			r = accept_page(vcpu, x, gfn, accept);
 			gmem_mmu_end_map(vcpu);
 		}
+		/* Somebody else is at the page, or an invalidation runs. */
+		if (r == -EAGAIN)
+			gmem_mmu_pause();
 	} while (r == -EAGAIN);
 	return r;
 }

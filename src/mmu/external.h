@@ -11,6 +11,7 @@
 #ifndef GMEM_MMU_EXTERNAL_H
 #define GMEM_MMU_EXTERNAL_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -28,8 +29,8 @@ struct gmem_mmu_external_ops {
 	 */
 	int (*add_table)(struct gmem_mmu_external *x, uint64_t gfn, int level);
 	/*
-	 * The page is to be the guest's: by a launch (populating, the file's lock held) or by a fault. 0,
-	 * GMEM_EXTERNAL_PENDING, or not set: -EAGAIN, any other error.
+	 * The page is to be the guest's: by a launch (populating, the file's lock held) or by a fault. 0 (mapped then,
+	 * unless it is still being built), GMEM_EXTERNAL_PENDING, or not set: -EAGAIN, any other error.
 	 */
 	int (*set_page)(struct gmem_mmu_external *x, struct gmem_vcpu *vcpu, uint64_t gfn, uint64_t pfn);
 	/*
@@ -37,6 +38,7 @@ struct gmem_mmu_external_ops {
 	 * have no say.
 	 */
 	int (*accept)(struct gmem_mmu_external *x, uint64_t gfn, uint64_t pfn, bool accept);
+	bool accept_zeroes; /* a page that is accepted loses what it had */
 	/*
 	 * A page is taken away, in three steps: no new translation is made of it; then, once for all that were blocked,
 	 * `track`, after which no guest still uses one; then it is nobody's. What goes wrong here is the end of the VM.
@@ -62,6 +64,8 @@ struct gmem_mmu_external_ops {
 /* Embedded in its owner; belongs to the MMU, and so to its VM, from gmem_mmu_set_external() on. */
 struct gmem_mmu_external {
 	const struct gmem_mmu_external_ops *ops;
+	/* The guest does not run yet: pages that it has been given are mapped for nobody. */
+	_Atomic bool building;
 };
 
 #endif

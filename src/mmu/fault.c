@@ -11,8 +11,7 @@
 #include "mmu/found.h"
 #include "mmu/log.h"
 
-/* For an invalidation to end, or for another process's server to bring a page in. */
-static void pause_a_little(void)
+void gmem_mmu_pause(void)
 {
 	const struct timespec pause = { .tv_nsec = 20000 };
 
@@ -92,7 +91,7 @@ static int get_page(struct gmem_vcpu *vcpu, struct gmem_found *f, enum gmem_want
 			if (err)
 				return err;
 		} else if (err == -EBUSY) {
-			pause_a_little();
+			gmem_mmu_pause();
 		} else if (err != -EEXIST) {
 			return err;
 		}
@@ -260,9 +259,9 @@ static int fault(struct gmem_vcpu *vcpu, struct gmem_found *f, uint64_t gfn, uin
 		if (err == -EADDRINUSE)
 			gmem_mmu_zap(mmu, gfn, 1, GMEM_SIDE_SHARED | GMEM_SIDE_PRIVATE | GMEM_SIDE_KEEP);
 		gmem_mmu_count(vcpu, GMEM_MMU_RETRIES);
-		/* One that is no file's, or another file's. */
-		if (locked && atomic_load(&mmu->invalidating))
-			pause_a_little();
+		/* One that is no file's, or another file's; or external tables are busy. */
+		if (locked && (atomic_load(&mmu->invalidating) || atomic_load(&mmu->external)))
+			gmem_mmu_pause();
 	}
 }
 
@@ -343,7 +342,7 @@ int gmem_mmu_map_hva(struct gmem_vcpu *vcpu, uint64_t gfn, const struct gmem_hva
 	if (r == GMEM_MAP_FAILED)
 		return vcpu->map_err;
 	if (r == GMEM_MAP_RETRY)
-		pause_a_little();
+		gmem_mmu_pause();
 	return r == GMEM_MAP_RETRY ? -EAGAIN : 0;
 }
 

@@ -305,6 +305,9 @@ int gmem_mmu_fault(struct gmem_vcpu *vcpu, uint64_t gfn, uint32_t access, enum g
  */
 int gmem_mmu_map_hva(struct gmem_vcpu *vcpu, uint64_t gfn, const struct gmem_hva *hva);
 
+/* For an invalidation to end, for somebody else at a page, or for another process's server to bring one in. */
+void gmem_mmu_pause(void);
+
 /* As an access that reads and touches nothing: -ENOENT without a slot, else as gmem_mmu_fault(), but for the exit. */
 int gmem_mmu_pre_fault(struct gmem_vcpu *vcpu, uint64_t gfn, enum gmem_want want, struct gmem_hva *hva);
 

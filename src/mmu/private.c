@@ -60,6 +60,8 @@ int gmem_mmu_map_private_pfn(struct gmem_vcpu *vcpu, uint64_t gfn, uint64_t pfn)
 		gmem_rwlock_lock(&mmu->lock);
 		r = gmem_mmu_map(vcpu, &m);
 		gmem_rwlock_unlock(&mmu->lock);
+		if (r == GMEM_MAP_RETRY && gmem_mmu_asks(mmu, true))
+			gmem_mmu_pause();
 	} while (r == GMEM_MAP_RETRY);
 	if (r == GMEM_MAP_FAILED)
 		return gmem_err_prefix(vcpu->map_err, "gmem_mmu_map_private_pfn: gfn 0x%llx", (unsigned long long)gfn);

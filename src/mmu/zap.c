@@ -60,6 +60,9 @@ static bool take_external(struct zap *z, gmem_pte *pte, uint64_t e, uint64_t gfn
 		return false;
 	}
 	if (!z->clearing) {
+		/* By an earlier round of this pass. */
+		if (e & GMEM_PTE_FROZEN)
+			return false;
 		if (ops->block)
 			check(z, ops->block(z->x, gfn, gmem_pte_pfn(e)));
 		/* Accessors are waited for once it has been tracked too. */
@@ -157,6 +160,9 @@ static void pass(struct zap *z)
 		z->cleared = z->ncut = 0;
 		z->full = false;
 		gmem_rwlock_lock(&mmu->lock);
+		/* Under the lock: a launch that has just begun populates without regard to others' invalidations. */
+		if (z->sides & GMEM_SIDE_KEEP)
+			z->x = atomic_load(&mmu->external);
 		root = atomic_load(&mmu->root);
 		if (root)
 			(void)zap_table(z, root, GMEM_PT_LEVELS, 0);
@@ -182,6 +188,7 @@ static void clear_blocked(struct zap *z)
 
 void gmem_mmu_invalidate_begin(struct gmem_mmu *mmu, uint64_t gfn, uint64_t npages, uint32_t sides)
 {
+	bool takes = (sides & GMEM_SIDE_PRIVATE) && !(sides & GMEM_SIDE_KEEP);
 	struct zap z; /* too large to be zeroed for nothing */
 
 	z.mmu = mmu;
@@ -191,15 +198,17 @@ void gmem_mmu_invalidate_begin(struct gmem_mmu *mmu, uint64_t gfn, uint64_t npag
 	z.blocked = 0;
 	z.clearing = false;
 	end_maps(mmu);
-	z.x = sides & GMEM_SIDE_PRIVATE ? atomic_load(&mmu->external) : NULL;
-	if (z.x) {
+	/* Who takes away keeps populating out, by slots_lock or the file's lock. */
+	z.x = takes ? atomic_load(&mmu->external) : NULL;
+	takes = z.x;
+	if (takes) {
 		gmem_lockcheck_acquire(GMEM_LOCK_CLEARING, &mmu->clearing);
 		pthread_mutex_lock(&mmu->clearing);
 	}
 	pass(&z);
 	if (z.blocked)
 		clear_blocked(&z);
-	if (z.x) {
+	if (takes) {
 		pthread_mutex_unlock(&mmu->clearing);
 		gmem_lockcheck_release(GMEM_LOCK_CLEARING, &mmu->clearing);
 	}

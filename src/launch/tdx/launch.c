@@ -132,7 +132,7 @@ static int check_vcpu(const struct tdx_launch *l, int vcpu, uint32_t flags)
 	if (vcpu != GMEM_LAUNCH_NO_VCPU && (vcpu < 0 || (uint32_t)vcpu >= l->nvcpus))
 		return gmem_err(-EINVAL, "INIT_MEM_REGION is a vCPU's, and there is no vCPU %d that is initialized",
 				vcpu);
-	if (atomic_load(&l->tables->runnable))
+	if (!atomic_load(&l->tables->external.building))
 		return gmem_err(-EINVAL, "the TD is finalized: nothing more is launched");
 	if (flags & ~GMEM_TDX_MEASURE_MEMORY_REGION)
 		return gmem_err(-EINVAL, "flags 0x%x: unknown", flags);
@@ -175,14 +175,14 @@ static int finalize(struct tdx_launch *l)
 {
 	uint64_t status;
 
-	if (atomic_load(&l->tables->runnable))
+	if (!atomic_load(&l->tables->external.building))
 		return gmem_err(-EINVAL, "the TD is finalized already");
 	status = gmem_tdx_mr_finalize(&l->tables->td);
 	if (gmem_tdx_busy(status))
 		return gmem_tdx_refused(l->tables, -EBUSY, "TDH.MR.FINALIZE", status);
 	if (status)
 		return gmem_tdx_bug(l->tables, "TDH.MR.FINALIZE", status);
-	atomic_store(&l->tables->runnable, true);
+	atomic_store(&l->tables->external.building, false);
 	return 0;
 }
 
@@ -228,8 +228,11 @@ static int add_vcpu_locked(struct tdx_launch *l, uint64_t rcx)
 	struct gmem_tdx_td *td = &l->tables->td;
 	uint64_t status;
 
-	if (atomic_load(&l->tables->runnable))
+	if (!atomic_load(&l->tables->external.building))
 		return gmem_err(-EBUSY, "the TD is finalized");
+	/* KVM makes no more: its module is not asked. */
+	if (l->nvcpus == GMEM_TDX_MAX_VCPUS_PER_TD)
+		return gmem_err(-EINVAL, "a TD has %u vCPUs at most", GMEM_TDX_MAX_VCPUS_PER_TD);
 	status = gmem_tdx_vp_create(td, l->nvcpus);
 	if (status)
 		return gmem_tdx_bug(l->tables, "TDH.VP.CREATE", status);
@@ -244,8 +247,11 @@ static int add_vcpu(struct gmem_launch *launch, const struct gmem_launch_vcpu *v
 {
 	struct tdx_launch *l = launch_of(launch);
 	struct gmem_launch_answer answer;
-	int err = begin(l);
+	int err;
 
+	if (vcpu->snp || vcpu->kvm_vcpu)
+		return gmem_err(-EINVAL, "`snp` or `kvm_vcpu`: not for a TD by emulation");
+	err = begin(l);
 	if (!err)
 		err = add_vcpu_locked(l, vcpu->rcx);
 	end(l, err, &answer);

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "base/err.h"
 #include "base/range.h"
@@ -66,7 +67,7 @@ static int set_page(struct gmem_mmu_external *x, struct gmem_vcpu *vcpu, uint64_
 	if (vcpu == atomic_load(&t->adder))
 		return add_page(t, gfn, pfn);
 	/* On KVM no vCPU runs before. */
-	if (!atomic_load(&t->runnable))
+	if (atomic_load(&t->external.building))
 		return gmem_err(-EINVAL, "guest frame 0x%llx: the TD is not finalized, its guest cannot run",
 				(unsigned long long)gfn);
 	status = gmem_tdx_mem_page_aug(&t->td, gpa_of(gfn), GMEM_SEPT_PT, pfn);
@@ -130,10 +131,22 @@ static int track(struct gmem_mmu_external *x)
 static int clear_page(struct gmem_mmu_external *x, uint64_t gfn, uint64_t pfn)
 {
 	static const char zeroes[GMEM_PAGE_SIZE];
-	int err = take(tables_of(x), gmem_tdx_mem_page_remove, "TDH.MEM.PAGE.REMOVE", gfn);
+	struct gmem_tdx_tables *t = tables_of(x);
+	int err = take(t, gmem_tdx_mem_page_remove, "TDH.MEM.PAGE.REMOVE", gfn);
 
-	(void)gmem_sys_poke(gmem_pfn_addr(pfn), zeroes, sizeof(zeroes));
+	if (t->pid == getpid())
+		(void)gmem_sys_poke(gmem_pfn_addr(pfn), zeroes, sizeof(zeroes));
 	return err;
+}
+
+/* What was measured, and what the guest has, is changed by nobody else: on a host with TDX it would be encrypted. */
+static int may_populate(struct gmem_mmu_external *x, uint64_t gfn, uint64_t pfn)
+{
+	(void)pfn;
+	return gmem_mmu_mapped(tables_of(x)->mmu, gfn) ?
+		       gmem_err(-EEXIST, "guest frame 0x%llx: launched before, or touched by the guest",
+				(unsigned long long)gfn) :
+		       0;
 }
 
 /* ---- the whole */
@@ -159,9 +172,11 @@ static const struct gmem_mmu_external_ops ops = {
 	.add_table = add_table,
 	.set_page = set_page,
 	.accept = accept_page,
+	.accept_zeroes = true,
 	.block = block,
 	.track = track,
 	.clear_page = clear_page,
+	.may_populate = may_populate,
 	.free = free_tables,
 };
 
@@ -178,7 +193,9 @@ int gmem_tdx_tables_create(struct gmem_mmu *mmu, struct gmem_tdx_tables **ret)
 		return err;
 	}
 	t->external.ops = &ops;
+	atomic_store(&t->external.building, true);
 	t->mmu = mmu;
+	t->pid = getpid();
 	*ret = t;
 	return 0;
 }

@@ -10,6 +10,7 @@
 #define GMEM_LAUNCH_TDX_TABLES_H
 
 #include <stdatomic.h>
+#include <sys/types.h>
 
 #include "launch/tdx/module.h"
 #include "mmu/mmu.h"
@@ -20,8 +21,8 @@ struct gmem_tdx_tables {
 	struct gmem_tdx_td td;
 	/* Pages that are mapped for it are added, not augmented: a launch's. NULL: there is no launch. */
 	const struct gmem_vcpu *_Atomic adder;
-	_Atomic bool runnable; /* finalized: faults give pages to the guest */
 	_Atomic uint64_t status; /* of the last call that was refused */
+	pid_t pid; /* whose frames they are: in a forked child something else may be there */
 };
 
 /* Of a TD that is not initialized. -ENOMEM. */
