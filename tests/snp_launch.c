@@ -358,6 +358,8 @@ TEST(secrets)
 	CHECK_EQ(one[0], 3);
 	CHECK_MEM(one + 0x10, opts.gosvw, sizeof(opts.gosvw));
 	CHECK_MEM(one, two, PG);
+	/* TSC_FACTOR of an EPYC 9004 is 200. */
+	CHECK_EQ(one[0x160], 200);
 	/* Its keys are this guest's. */
 	for (int i = 0; i < 4; i++)
 		CHECK(memcmp(one + 0x20 + 32 * i, other + 0x20 + 32 * i, 32));
