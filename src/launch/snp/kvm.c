@@ -163,9 +163,6 @@ static int update_page(struct gmem_vm *vm, uint64_t gfn, uint64_t pfn, void *src
 	(void)vm;
 	if (err)
 		return err;
-	/* One in place was asked about. This memory is new: what had the frame went while no slot showed it. */
-	if (gmem_rmp_lookup(&u->guest->rmp, pfn).assigned)
-		(void)gmem_rmp_make_shared(&u->guest->rmp, pfn);
 	err = rmp(gmem_rmp_make_private(&u->guest->rmp, pfn, gfn, u->guest->asid, true));
 	if (err)
 		return err;
