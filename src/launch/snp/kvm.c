@@ -405,16 +405,18 @@ static int add_vmsa(struct gmem_snp_guest *guest, const struct gmem_snp_vcpu *vc
 static int add_vcpu(struct gmem_launch *launch, const struct gmem_launch_vcpu *vcpu)
 {
 	struct gmem_snp_guest *guest = guest_of(launch);
+	struct gmem_snp_vcpu snp;
 	int err;
 
-	if (!vcpu->snp || vcpu->snp->size != sizeof(*vcpu->snp))
+	if (!vcpu->snp || vcpu->snp->size != sizeof(snp))
 		return gmem_err(-EINVAL, "vcpu->snp: missing, or of another size");
+	snp = *vcpu->snp;
 	/* KVM takes them from the VM: no machine would measure others. */
-	if (vcpu->snp->sev_features != guest->sev_features)
+	if (snp.sev_features != guest->sev_features)
 		return gmem_err(-EINVAL, "sev_features 0x%llx: the launch was made with 0x%llx, and so are its vCPUs",
-				(unsigned long long)vcpu->snp->sev_features, (unsigned long long)guest->sev_features);
+				(unsigned long long)snp.sev_features, (unsigned long long)guest->sev_features);
 	gmem_vm_lock_slots(launch->vm);
-	err = add_vmsa(guest, vcpu->snp);
+	err = add_vmsa(guest, &snp);
 	gmem_vm_unlock_slots(launch->vm);
 	return err;
 }
