@@ -242,3 +242,76 @@ TEST(hostile_caller)
 	}
 	snp_down(&s);
 }
+
+/* Everything goes while it is used: the file, the machine, the launch. */
+static void *launch_until_gone(void *arg)
+{
+	uint64_t seed = (uintptr_t)arg;
+
+	while (!atomic_load(&stop)) {
+		int64_t r = gmem_launch_update(s.launch, at(tap_rand(&seed) % NPAGES), source, 1, GMEM_LAUNCH_NORMAL);
+
+		CHECK(r == 1 || r == -EEXIST || r == -EINVAL || r == -EIO || r == -EFAULT);
+	}
+	return NULL;
+}
+
+static void *guest_until_gone(void *arg)
+{
+	uint64_t seed = (uintptr_t)arg, v;
+
+	while (!atomic_load(&stop)) {
+		uint64_t gpa = at(tap_rand(&seed) % NPAGES) | s.c;
+		int err = tap_rand(&seed) % 2 ? gmem_vcpu_load(s.vcpu, gpa, &v, sizeof(v)) :
+						gmem_vcpu_accept(s.vcpu, gpa, PG, true, NULL);
+
+		CHECK(err >= 0 || err == -EFAULT || err == -EACCES || err == -EINVAL || err == -EIO);
+	}
+	return NULL;
+}
+
+static void *finish_and_launch_again(void *arg)
+{
+	struct gmem_vm *vm = arg;
+
+	while (!atomic_load(&stop)) {
+		struct gmem_launch *second;
+		int err = gmem_launch_finish(s.launch, NULL);
+
+		CHECK(!err || err == -EIO);
+		err = gmem_launch_create(vm, NULL, &second);
+		CHECK(err == -EEXIST || err == -EIO);
+	}
+	return NULL;
+}
+
+TEST_TIMEOUT(ends, 60)
+{
+	uint64_t seed = tap_seed();
+
+	for (int i = 0; i < ROUNDS / 50; i++) {
+		pthread_t t[3];
+		bool gone;
+
+		snp_up(&s, NULL, 0);
+		atomic_store(&stop, false);
+		t[0] = start(launch_until_gone, (void *)(uintptr_t)(tap_rand(&seed) | 1));
+		t[1] = start(guest_until_gone, (void *)(uintptr_t)(tap_rand(&seed) | 1));
+		t[2] = start(finish_and_launch_again, s.vm);
+		for (uint64_t n = tap_rand(&seed) % 20; n; n--)
+			change_pages(&seed);
+		if (tap_rand(&seed) % 2) {
+			gmem_file_free(s.low);
+			s.low = NULL;
+		}
+		gone = tap_rand(&seed) % 2;
+		if (gone)
+			gmem_vm_free(s.vm);
+		atomic_store(&stop, true);
+		for (int j = 0; j < 3; j++)
+			join(t[j]);
+		if (gone)
+			s.vm = NULL;
+		snp_down(&s);
+	}
+}
