@@ -91,13 +91,15 @@ static void *run_slots(void *arg)
 	while (!atomic_load(&stop)) {
 		CHECK_OK(set_slot(s.vm, 0, LOW_GPA, 0, NULL, 0));
 		CHECK_OK(set_slot(s.vm, 0, LOW_GPA, LOW_PAGES * PG, s.low, 0));
-		sched_yield();
+		/* Most of the time it is there. */
+		for (int i = 0; i < 16; i++)
+			sched_yield();
 	}
 	return NULL;
 }
 
-/* With all of that going on, this thread changes pages. */
-static void go(void *(*const *fns)(void *), uint32_t n)
+/* With all of that going on, this thread changes pages, for so many rounds and until something has come of it. */
+static void go(void *(*const *fns)(void *), uint32_t n, const _Atomic unsigned long *wanted)
 {
 	uint64_t seed = tap_seed();
 	pthread_t t[8];
@@ -105,7 +107,7 @@ static void go(void *(*const *fns)(void *), uint32_t n)
 	atomic_store(&stop, false);
 	for (uint32_t i = 0; i < n; i++)
 		t[i] = start(fns[i], (void *)(uintptr_t)(tap_rand(&seed) | 1));
-	for (int i = 0; i < ROUNDS; i++)
+	for (int i = 0; i < ROUNDS || !atomic_load(wanted); i++)
 		change_pages(&seed);
 	atomic_store(&stop, true);
 	for (uint32_t i = 0; i < n; i++)
@@ -153,7 +155,7 @@ TEST_TIMEOUT(launching, 60)
 	memset(source, 's', sizeof(source));
 	memset(foreign, 'f', sizeof(foreign));
 	snp_up(&s, NULL, 0);
-	go(fns, 3);
+	go(fns, 3, &launched);
 	check_states(false);
 	CHECK_OK(gmem_launch_finish(s.launch, NULL));
 	check_bytes();
@@ -171,7 +173,7 @@ TEST_TIMEOUT(running, 60)
 	snp_up(&s, NULL, 0);
 	CHECK_EQ(gmem_launch_update(s.launch, LOW_GPA, source, 4, GMEM_LAUNCH_NORMAL), 4);
 	CHECK_OK(gmem_launch_finish(s.launch, NULL));
-	go(fns, 4);
+	go(fns, 4, &accesses);
 	check_states(true);
 	printf("%lu accesses, %lu denied\n", accesses, denied);
 	CHECK(accesses && denied && !launched);
