@@ -844,7 +844,7 @@ int gmem_mmu_map_private_pfn(struct gmem_vcpu *vcpu, uint64_t gfn, uint64_t pfn)
  * One confidential launch of a VM of type SNP or TDX: the commands given to AMD's secure processor or to Intel's TDX
  * module, in order, and the digest of what they did. gmem_launch_create() emulates both by software: nothing is
  * encrypted, no hardware takes part. gmem_launch_create_kvm() gives the commands to a KVM that has the hardware. See
- * gmem_launch(3). Any thread; calls on one VM take turns.
+ * gmem_launch(3). Any thread; calls on one VM take turns. After fork(2) all are -EIO in the child, if emulated.
  */
 struct gmem_launch;
 
@@ -980,8 +980,9 @@ struct gmem_launch_finish {
 
 /*
  * SNP: measures the vCPUs, then KVM_SEV_SNP_LAUNCH_FINISH. TDX: KVM_TDX_FINALIZE_VM, which needs a vCPU. The guest can
- * run, which that of a TDX launch cannot before (-EINVAL from its accessors); nothing more is launched. `opts` may be
- * NULL. -EINVAL, -EIO: refused, gmem_launch_status() says why; TDX: -EIO is the end of the VM; -EBUSY, try again.
+ * run, whose accessors reach no private page before (-EINVAL); nothing more is launched. `opts` may be NULL. -EINVAL
+ * (also: its vCPUs have been measured, by a call that was refused then), -EIO: refused, gmem_launch_status() says why;
+ * TDX: -EIO is the end of the VM; -EBUSY, try again.
  */
 int gmem_launch_finish(struct gmem_launch *launch, const struct gmem_launch_finish *opts);
 

@@ -65,7 +65,9 @@ static void make_snp(struct inputs *in)
 		g->kernel = &in->kernel;
 	}
 	g->nvcpus = 1 + (uint32_t)one_of(one_of(4) ? 4 : 70);
-	g->signature = signatures[one_of(sizeof(signatures) / sizeof(signatures[0]))];
+	/* Without one, where the VMM gives its vCPUs none. */
+	if (g->vmm == GMEM_VMM_QEMU || g->vmm == GMEM_VMM_SVSM || one_of(2))
+		g->signature = signatures[one_of(sizeof(signatures) / sizeof(signatures[0]))];
 	g->sev_features = (uint64_t[]){ 0, 1, 0x21, 0x201 }[one_of(4)];
 	if (g->vmm == GMEM_VMM_SVSM)
 		g->sev_features = 0;

@@ -3,6 +3,7 @@
 #include "snp_util.h"
 
 #include <sys/mman.h>
+#include <sys/wait.h>
 
 #define START GMEM_SNP_CMD_LAUNCH_START
 #define UPDATE GMEM_SNP_CMD_LAUNCH_UPDATE
@@ -358,6 +359,8 @@ TEST(secrets)
 	CHECK_EQ(one[0], 3);
 	CHECK_MEM(one + 0x10, opts.gosvw, sizeof(opts.gosvw));
 	CHECK_MEM(one, two, PG);
+	/* TSC_FACTOR of an EPYC 9004 is 200. */
+	CHECK_EQ(one[0x160], 200);
 	/* Its keys are this guest's. */
 	for (int i = 0; i < 4; i++)
 		CHECK(memcmp(one + 0x20 + 32 * i, other + 0x20 + 32 * i, 32));
@@ -366,5 +369,51 @@ TEST(secrets)
 		CHECK_EQ(pages[i], 's');
 	CHECK_ERR(gmem_file_read(s.low, 0, two, PG), -EACCES);
 	snp_down(&t);
+	snp_down(&s);
+}
+
+/* ---- fork(2) */
+
+static int in_child(struct snp *s)
+{
+	struct gmem_snp_vcpu snp = { .size = sizeof(snp) };
+	const struct gmem_launch_vcpu vcpu = { .size = sizeof(vcpu), .snp = &snp };
+	struct gmem_snp_launch_update u = update(1, 1, 1);
+	uint8_t digest[GMEM_LAUNCH_DIGEST_LEN];
+	struct gmem_launch *launch;
+
+	(void)gmem_snp_vcpu_reset(GMEM_VMM_QEMU, 0xfffffff0, 0x800f12, 1, &snp);
+	if (gmem_launch_update(s->launch, LOW_GPA + PG, pages, 1, GMEM_LAUNCH_NORMAL) != -EIO)
+		return 1;
+	if (gmem_launch_command(s->launch, -1, UPDATE, 0, &u, NULL) != -EIO)
+		return 2;
+	if (gmem_launch_add_vcpu(s->launch, &vcpu) != -EIO)
+		return 3;
+	if (gmem_launch_digest(s->launch, digest) != -EIO)
+		return 4;
+	if (gmem_launch_finish(s->launch, NULL) != -EIO)
+		return 5;
+	return gmem_launch_create(s->vm, NULL, &launch) == -EIO ? 0 : 6;
+}
+
+/* A child is refused, also while another thread of its parent's is at the launch: then what it has is locked. */
+TEST(child)
+{
+	int status;
+	pid_t pid;
+	struct snp s;
+
+	snp_up(&s, NULL, 0);
+	CHECK_EQ(gmem_launch_update(s.launch, LOW_GPA, pages, 1, GMEM_LAUNCH_NORMAL), 1);
+	gmem_vm_lock_slots(s.vm);
+	pid = fork();
+	if (!pid)
+		_exit(in_child(&s));
+	gmem_vm_unlock_slots(s.vm);
+	CHECK(pid > 0);
+	CHECK_EQ(waitpid(pid, &status, 0), pid);
+	CHECK_EQ(status, 0);
+	CHECK_EQ(gmem_launch_update(s.launch, LOW_GPA + PG, pages, 1, GMEM_LAUNCH_NORMAL), 1);
+	CHECK_OK(gmem_launch_finish(s.launch, NULL));
 	snp_down(&s);
 }

@@ -10,10 +10,9 @@
 static struct snp s;
 static _Atomic bool stop;
 static _Atomic unsigned long launched, refused, accesses, denied;
-/* What is done to pages while no slot shows them nobody hears of. */
-static pthread_mutex_t slot_there = PTHREAD_MUTEX_INITIALIZER;
 
 static _Alignas(4096) unsigned char source[4 * PG];
+static unsigned char foreign[3 * PG]; /* what the host writes where it may */
 
 static uint64_t at(uint64_t n)
 {
@@ -72,10 +71,10 @@ static void change_pages(uint64_t *seed)
 
 	if (n + npages > NPAGES)
 		npages = NPAGES - n;
-	pthread_mutex_lock(&slot_there);
 	switch (tap_rand(seed) % 4) {
 	case 0:
 		to_shared(s.low, n * PG, npages * PG);
+		CHECK_OK(gmem_file_write(s.low, n * PG, foreign, npages * PG));
 		break;
 	case 1:
 		CHECK_OK(gmem_file_punch(s.low, n * PG, npages * PG));
@@ -84,24 +83,23 @@ static void change_pages(uint64_t *seed)
 		to_private(s.low, n * PG, npages * PG);
 		break;
 	}
-	pthread_mutex_unlock(&slot_there);
 }
 
 static void *run_slots(void *arg)
 {
 	(void)arg;
 	while (!atomic_load(&stop)) {
-		pthread_mutex_lock(&slot_there);
 		CHECK_OK(set_slot(s.vm, 0, LOW_GPA, 0, NULL, 0));
 		CHECK_OK(set_slot(s.vm, 0, LOW_GPA, LOW_PAGES * PG, s.low, 0));
-		pthread_mutex_unlock(&slot_there);
-		sched_yield();
+		/* Most of the time it is there. */
+		for (int i = 0; i < 16; i++)
+			sched_yield();
 	}
 	return NULL;
 }
 
-/* With all of that going on, this thread changes pages. */
-static void go(void *(*const *fns)(void *), uint32_t n)
+/* With all of that going on, this thread changes pages, for so many rounds and until something has come of it. */
+static void go(void *(*const *fns)(void *), uint32_t n, const _Atomic unsigned long *wanted)
 {
 	uint64_t seed = tap_seed();
 	pthread_t t[8];
@@ -109,7 +107,7 @@ static void go(void *(*const *fns)(void *), uint32_t n)
 	atomic_store(&stop, false);
 	for (uint32_t i = 0; i < n; i++)
 		t[i] = start(fns[i], (void *)(uintptr_t)(tap_rand(&seed) | 1));
-	for (int i = 0; i < ROUNDS; i++)
+	for (int i = 0; i < ROUNDS || !atomic_load(wanted); i++)
 		change_pages(&seed);
 	atomic_store(&stop, true);
 	for (uint32_t i = 0; i < n; i++)
@@ -120,8 +118,14 @@ static void go(void *(*const *fns)(void *), uint32_t n)
 static void check_states(bool runs)
 {
 	for (uint64_t n = 0; n < NPAGES; n++) {
-		const char *state = state_of(&s, n);
+		const char *state;
 
+		/* What happened while no slot showed the page the table finds out when it is asked for. */
+		gmem_vm_lock_slots(s.vm);
+		CHECK_OK(
+			gmem_snp_guest_claim(guest_of(&s), at(n) / PG, ((uintptr_t)gmem_file_window(s.low) >> 12) + n));
+		gmem_vm_unlock_slots(s.vm);
+		state = state_of(&s, n);
 		if (!gmem_file_private(s.low, n * PG))
 			CHECK_STR(state, "HYPERVISOR");
 		else
@@ -149,8 +153,9 @@ TEST_TIMEOUT(launching, 60)
 	static void *(*const fns[])(void *) = { run_updates, run_updates, run_slots };
 
 	memset(source, 's', sizeof(source));
+	memset(foreign, 'f', sizeof(foreign));
 	snp_up(&s, NULL, 0);
-	go(fns, 3);
+	go(fns, 3, &launched);
 	check_states(false);
 	CHECK_OK(gmem_launch_finish(s.launch, NULL));
 	check_bytes();
@@ -164,10 +169,11 @@ TEST_TIMEOUT(running, 60)
 	static void *(*const fns[])(void *) = { run_guest, run_guest, run_slots, run_updates };
 
 	memset(source, 's', sizeof(source));
+	memset(foreign, 'f', sizeof(foreign));
 	snp_up(&s, NULL, 0);
 	CHECK_EQ(gmem_launch_update(s.launch, LOW_GPA, source, 4, GMEM_LAUNCH_NORMAL), 4);
 	CHECK_OK(gmem_launch_finish(s.launch, NULL));
-	go(fns, 4);
+	go(fns, 4, &accesses);
 	check_states(true);
 	printf("%lu accesses, %lu denied\n", accesses, denied);
 	CHECK(accesses && denied && !launched);
@@ -237,4 +243,77 @@ TEST(hostile_caller)
 		CHECK(!e.vmsa && (!e.assigned || e.validated));
 	}
 	snp_down(&s);
+}
+
+/* Everything goes while it is used: the file, the machine, the launch. */
+static void *launch_until_gone(void *arg)
+{
+	uint64_t seed = (uintptr_t)arg;
+
+	while (!atomic_load(&stop)) {
+		int64_t r = gmem_launch_update(s.launch, at(tap_rand(&seed) % NPAGES), source, 1, GMEM_LAUNCH_NORMAL);
+
+		CHECK(r == 1 || r == -EEXIST || r == -EINVAL || r == -EIO || r == -EFAULT);
+	}
+	return NULL;
+}
+
+static void *guest_until_gone(void *arg)
+{
+	uint64_t seed = (uintptr_t)arg, v;
+
+	while (!atomic_load(&stop)) {
+		uint64_t gpa = at(tap_rand(&seed) % NPAGES) | s.c;
+		int err = tap_rand(&seed) % 2 ? gmem_vcpu_load(s.vcpu, gpa, &v, sizeof(v)) :
+						gmem_vcpu_accept(s.vcpu, gpa, PG, true, NULL);
+
+		CHECK(err >= 0 || err == -EFAULT || err == -EACCES || err == -EINVAL || err == -EIO);
+	}
+	return NULL;
+}
+
+static void *finish_and_launch_again(void *arg)
+{
+	struct gmem_vm *vm = arg;
+
+	while (!atomic_load(&stop)) {
+		struct gmem_launch *second;
+		int err = gmem_launch_finish(s.launch, NULL);
+
+		CHECK(!err || err == -EIO);
+		err = gmem_launch_create(vm, NULL, &second);
+		CHECK(err == -EEXIST || err == -EIO);
+	}
+	return NULL;
+}
+
+TEST_TIMEOUT(ends, 60)
+{
+	uint64_t seed = tap_seed();
+
+	for (int i = 0; i < ROUNDS / 50; i++) {
+		pthread_t t[3];
+		bool gone;
+
+		snp_up(&s, NULL, 0);
+		atomic_store(&stop, false);
+		t[0] = start(launch_until_gone, (void *)(uintptr_t)(tap_rand(&seed) | 1));
+		t[1] = start(guest_until_gone, (void *)(uintptr_t)(tap_rand(&seed) | 1));
+		t[2] = start(finish_and_launch_again, s.vm);
+		for (uint64_t n = tap_rand(&seed) % 20; n; n--)
+			change_pages(&seed);
+		if (tap_rand(&seed) % 2) {
+			gmem_file_free(s.low);
+			s.low = NULL;
+		}
+		gone = tap_rand(&seed) % 2;
+		if (gone)
+			gmem_vm_free(s.vm);
+		atomic_store(&stop, true);
+		for (int j = 0; j < 3; j++)
+			join(t[j]);
+		if (gone)
+			s.vm = NULL;
+		snp_down(&s);
+	}
 }

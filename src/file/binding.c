@@ -8,7 +8,7 @@
 
 #include "base/err.h"
 #include "base/range.h"
-#include "file/file.h"
+#include "file/tenure.h"
 
 #define WINDOW_ALIGN (2ull << 20) /* of a large leaf */
 
@@ -55,6 +55,17 @@ static int add(struct gmem_bindings *all, struct gmem_binding *b)
 	return 0;
 }
 
+/* Invalidate lock held, exclusive. */
+static bool take_out(struct gmem_bindings *all, const struct gmem_binding *b)
+{
+	uint32_t i = first_behind(all, b->off);
+	bool found = i < all->n && all->at[i] == b;
+
+	if (found)
+		memmove(&all->at[i], &all->at[i + 1], (--all->n - i) * sizeof(*all->at));
+	return found;
+}
+
 int gmem_file_bind(struct gmem_file *file, struct gmem_binding *b)
 {
 	int err = 0;
@@ -66,21 +77,21 @@ int gmem_file_bind(struct gmem_file *file, struct gmem_binding *b)
 	b->file = file;
 	if (!err)
 		err = add(&file->bindings, b);
+	if (!err) {
+		err = gmem_tenure_bind(file, b);
+		if (err)
+			(void)take_out(&file->bindings, b);
+	}
 	gmem_rwlock_unlock(&file->invalidate_lock);
 	return err;
 }
 
 bool gmem_file_unbind(struct gmem_binding *b)
 {
-	struct gmem_bindings *all = &b->file->bindings;
 	bool found;
-	uint32_t i;
 
 	gmem_rwlock_lock(&b->file->invalidate_lock);
-	i = first_behind(all, b->off);
-	found = i < all->n && all->at[i] == b;
-	if (found)
-		memmove(&all->at[i], &all->at[i + 1], (--all->n - i) * sizeof(*all->at));
+	found = take_out(&b->file->bindings, b);
 	gmem_rwlock_unlock(&b->file->invalidate_lock);
 	return found;
 }
@@ -98,6 +109,8 @@ int gmem_file_invalidate_begin(struct gmem_file *file, uint64_t off, uint64_t le
 
 		err = err ? err : one;
 	}
+	if ((sides & GMEM_SIDE_PRIVATE) && !(sides & GMEM_SIDE_KEEP))
+		gmem_tenure_end(file, off, len);
 	return err;
 }
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "file/file.h"
+#include "file/tenure.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -236,6 +237,7 @@ static void destroy(struct gmem_file *file)
 	if (file->kvm_vm >= 0)
 		close(file->kvm_vm);
 	free(file->why);
+	gmem_tenure_destroy(file);
 	free(file->bindings.at);
 	if (file->maps_fd >= 0)
 		close(file->maps_fd);

@@ -103,6 +103,8 @@ struct gmem_backing_ops {
 struct gmem_binding {
 	uint64_t off, len; /* in the file; constant while it is bound */
 	const struct gmem_binding_ops *ops;
+	const void *by; /* whose second stage: its address */
+	bool counts_tenures; /* it asks for gmem_tenure_number() */
 	struct gmem_file *file;
 };
 
@@ -181,6 +183,7 @@ struct gmem_file {
 	pid_t pid; /* of the process that made the object */
 	_Atomic uint32_t refs;
 	struct gmem_huge_lens *_Atomic lens; /* huge pages, hugetlb.c: what says which of them have memory */
+	struct gmem_tenures *_Atomic tenures; /* tenure.h; NULL: nobody asked yet */
 	_Atomic uint32_t *_Atomic pins; /* a count a page, NULL before the first pin */
 	struct gmem_view *views;
 	struct gmem_gate *gates; /* gate.h */

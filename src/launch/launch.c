@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/err.h"
 #include "base/opts.h"
@@ -14,6 +15,12 @@
 
 /* How often a command is given again that KVM had no time for, as long as not a page more is done. */
 #define MOST_TRIES 10000
+
+/* A child has a copy of what its parent's threads were at, locked for ever. KVM itself refuses it its machine. */
+static int check_process(const struct gmem_vm *vm)
+{
+	return vm && vm->pid != getpid() ? gmem_err(-EIO, "this VM is a copy that came with fork(2)") : 0;
+}
 
 /* ---- its making */
 
@@ -42,7 +49,10 @@ int gmem_launch_create(struct gmem_vm *vm, const struct gmem_launch_opts *opts, 
 		return err;
 	if (vm->type != GMEM_VM_SNP && vm->type != GMEM_VM_TDX)
 		return gmem_err(-EINVAL, "gmem_launch_create: a VM of type %d is not launched", (int)vm->type);
-	err = vm->type == GMEM_VM_SNP ? gmem_snp_launch_create(vm, &o, ret) : gmem_tdx_launch_create(vm, &o, ret);
+	err = check_process(vm);
+	if (!err)
+		err = vm->type == GMEM_VM_SNP ? gmem_snp_launch_create(vm, &o, ret) :
+						gmem_tdx_launch_create(vm, &o, ret);
 	return err ? gmem_err_prefix(err, "gmem_launch_create") : 0;
 }
 
@@ -74,6 +84,9 @@ int gmem_launch_do(struct gmem_launch *launch, int vcpu, uint32_t id, uint32_t f
 	int err;
 
 	*answer = (struct gmem_launch_answer){ 0 };
+	err = check_process(launch->vm);
+	if (err)
+		return answer->why = err;
 	err = launch->ops->command(launch, vcpu, id, flags, data, answer);
 	if (err || answer->why)
 		atomic_store(&launch->status, answer->status);
@@ -105,7 +118,9 @@ int gmem_launch_add_vcpu(struct gmem_launch *launch, const struct gmem_launch_vc
 	if (!vcpu || vcpu->size != sizeof(*vcpu))
 		return gmem_err(-EINVAL, "gmem_launch_add_vcpu: vcpu->size is %zu, not %zu", vcpu ? vcpu->size : 0,
 				sizeof(*vcpu));
-	err = launch->ops->add_vcpu(launch, vcpu);
+	err = check_process(launch->vm);
+	if (!err)
+		err = launch->ops->add_vcpu(launch, vcpu);
 	return err ? gmem_err_prefix(err, "gmem_launch_add_vcpu") : 0;
 }
 
@@ -253,7 +268,9 @@ int gmem_launch_extend(struct gmem_launch *launch, uint64_t gpa, uint64_t len)
 	if (gpa % 256 || len % 256 || !len || gpa + len < gpa)
 		return gmem_err(-EINVAL, "gmem_launch_extend: gpa 0x%llx, 0x%llx bytes: not whole chunks of 256 bytes",
 				(unsigned long long)gpa, (unsigned long long)len);
-	err = launch->ops->extend(launch, gpa, len, &answer);
+	err = check_process(launch->vm);
+	if (!err)
+		err = launch->ops->extend(launch, gpa, len, &answer);
 	if (err)
 		atomic_store(&launch->status, answer.status);
 	return err ? gmem_err_prefix(err, "gmem_launch_extend") : 0;
@@ -301,6 +318,8 @@ int gmem_launch_digest(struct gmem_launch *launch, uint8_t ret[GMEM_LAUNCH_DIGES
 
 	if (!launch->ops->digest)
 		return gmem_err(-EOPNOTSUPP, "gmem_launch_digest: the digest is in the guest's attestation report");
-	err = launch->ops->digest(launch, ret);
+	err = check_process(launch->vm);
+	if (!err)
+		err = launch->ops->digest(launch, ret);
 	return err ? gmem_err_prefix(err, "gmem_launch_digest") : 0;
 }

@@ -268,7 +268,13 @@ static int bind_file(struct gmem_vm *vm, struct gmem_slot *slot, const struct gm
 		return gmem_err_sys(-ENOMEM, "gmem_vm_set_slot");
 	slot->off = s->off;
 	slot->window = window + s->off;
-	slot->binding = (struct gmem_binding){ .off = s->off, .len = s->len, .ops = &binding_ops };
+	slot->binding = (struct gmem_binding){
+		.off = s->off,
+		.len = s->len,
+		.ops = &binding_ops,
+		.by = vm,
+		.counts_tenures = vm->type == GMEM_VM_SNP,
+	};
 	atomic_store(&slot->file, s->file);
 	err = gmem_kvm_slot_open(vm, slot);
 	if (!err)

@@ -6,6 +6,8 @@
 
 #include "gmem.h"
 
+#define TSC_FACTOR 200u /* of an EPYC 9004, whose spread spectrum takes 0.2 % off the mean frequency */
+
 _Static_assert(sizeof(struct gmem_snp_context) <= GMEM_PAGE_SIZE, "a context is in its page");
 
 void gmem_snp_asp_setup(struct gmem_snp_asp *asp, struct gmem_rmp *rmp)
@@ -169,6 +171,7 @@ uint32_t gmem_snp_launch_start(struct gmem_snp_asp *asp, const struct gmem_snp_c
 	ctx->desired_tsc_freq = cmd->desired_tsc_freq;
 	ctx->secrets.imi_en = cmd->imi_en;
 	ctx->secrets.fms = asp->cpu.fms;
+	ctx->secrets.tsc_factor = TSC_FACTOR;
 	memcpy(ctx->secrets.gosvw, cmd->gosvw, sizeof(cmd->gosvw));
 	ctx->state = GMEM_SNP_GUEST_LAUNCH;
 	return GMEM_SEV_RET_SUCCESS;

@@ -6,15 +6,22 @@
 #include <string.h>
 
 #include "base/err.h"
+#include "file/tenure.h"
 
 /* Every machine has one guest, and so one ASID. */
 #define ASID 1u
-/* Whose the pages are that are no file's. A file's number is random. */
+/* Whose the pages are that are no file's. */
 #define OWN 1u
 
 static struct gmem_snp_guest *guest_of(struct gmem_mmu_external *x)
 {
 	return (struct gmem_snp_guest *)x;
+}
+
+/* Never OWN: the file's number is random, and is another one with each tenure of the page's. */
+static uint64_t owner_of(const struct gmem_file *file, uint64_t off)
+{
+	return (file->state.header->cookie + gmem_tenure_number(file, off) * 0x9e3779b97f4a7c15ull) | 2;
 }
 
 int gmem_snp_guest_claim(struct gmem_snp_guest *guest, uint64_t gfn, uint64_t pfn)
@@ -24,7 +31,7 @@ int gmem_snp_guest_claim(struct gmem_snp_guest *guest, uint64_t gfn, uint64_t pf
 
 	if (!file)
 		return gmem_err(-EFAULT, "guest frame 0x%llx: no file", (unsigned long long)gfn);
-	return gmem_rmp_claim(&guest->rmp, pfn, file->state.header->cookie);
+	return gmem_rmp_claim(&guest->rmp, pfn, owner_of(file, gmem_slot_off(slot, gfn)));
 }
 
 /* ---- what the guest's accesses come to */
@@ -85,15 +92,6 @@ static void release(struct gmem_mmu_external *x, uint64_t gfn, uint64_t pfn, uin
 	gmem_rmp_release(&guest->rmp, pfn, npages);
 }
 
-/* What was launched has memory: this is other memory, since the page was punched while no slot showed it. */
-static bool is_stale(struct gmem_snp_guest *guest, uint64_t gfn)
-{
-	const struct gmem_slot *slot = gmem_vm_slot(guest->vm, gfn);
-	struct gmem_file *file = atomic_load(&slot->file);
-
-	return !atomic_load(&guest->running) && !gmem_file_has_memory(file, gmem_slot_off(slot, gfn), GMEM_PAGE_SIZE);
-}
-
 /* Into what is the guest's nobody writes, launching or not. */
 static int may_populate(struct gmem_mmu_external *x, uint64_t gfn, uint64_t pfn)
 {
@@ -102,11 +100,7 @@ static int may_populate(struct gmem_mmu_external *x, uint64_t gfn, uint64_t pfn)
 
 	if (err || !gmem_rmp_lookup(&guest->rmp, pfn).assigned)
 		return err;
-	if (!is_stale(guest, gfn))
-		return gmem_err(-EEXIST, "guest frame 0x%llx: launched before, or the guest's",
-				(unsigned long long)gfn);
-	gmem_rmp_release(&guest->rmp, pfn, 1);
-	return 0;
+	return gmem_err(-EEXIST, "guest frame 0x%llx: launched before, or the guest's", (unsigned long long)gfn);
 }
 
 static void free_external(struct gmem_mmu_external *x)

@@ -45,7 +45,10 @@ static inline uint64_t gmem_snp_pfn(const void *page)
 /* A page for the guest's own state. NULL: no memory. */
 void *gmem_snp_guest_page(struct gmem_snp_guest *guest);
 
-/* The frame is the memory that a slot shows there now. slots_lock held, or in a mapping section. -ENOMEM, -EFAULT. */
+/*
+ * The frame is the memory that a slot shows there now; what is known of other memory, or of what it held before, is
+ * forgotten. slots_lock held, or in a mapping section. -ENOMEM, -EFAULT.
+ */
 int gmem_snp_guest_claim(struct gmem_snp_guest *guest, uint64_t gfn, uint64_t pfn);
 
 #endif

@@ -163,9 +163,6 @@ static int update_page(struct gmem_vm *vm, uint64_t gfn, uint64_t pfn, void *src
 	(void)vm;
 	if (err)
 		return err;
-	/* One in place was asked about. This memory is new: what had the frame went while no slot showed it. */
-	if (gmem_rmp_lookup(&u->guest->rmp, pfn).assigned)
-		(void)gmem_rmp_make_shared(&u->guest->rmp, pfn);
 	err = rmp(gmem_rmp_make_private(&u->guest->rmp, pfn, gfn, u->guest->asid, true));
 	if (err)
 		return err;
@@ -408,16 +405,18 @@ static int add_vmsa(struct gmem_snp_guest *guest, const struct gmem_snp_vcpu *vc
 static int add_vcpu(struct gmem_launch *launch, const struct gmem_launch_vcpu *vcpu)
 {
 	struct gmem_snp_guest *guest = guest_of(launch);
+	struct gmem_snp_vcpu snp;
 	int err;
 
-	if (!vcpu->snp || vcpu->snp->size != sizeof(*vcpu->snp))
+	if (!vcpu->snp || vcpu->snp->size != sizeof(snp))
 		return gmem_err(-EINVAL, "vcpu->snp: missing, or of another size");
+	snp = *vcpu->snp;
 	/* KVM takes them from the VM: no machine would measure others. */
-	if (vcpu->snp->sev_features != guest->sev_features)
+	if (snp.sev_features != guest->sev_features)
 		return gmem_err(-EINVAL, "sev_features 0x%llx: the launch was made with 0x%llx, and so are its vCPUs",
-				(unsigned long long)vcpu->snp->sev_features, (unsigned long long)guest->sev_features);
+				(unsigned long long)snp.sev_features, (unsigned long long)guest->sev_features);
 	gmem_vm_lock_slots(launch->vm);
-	err = add_vmsa(guest, vcpu->snp);
+	err = add_vmsa(guest, &snp);
 	gmem_vm_unlock_slots(launch->vm);
 	return err;
 }

@@ -262,54 +262,49 @@ uint64_t gmem_rmp_count_asid(struct gmem_rmp *rmp, uint32_t asid)
 
 /* ---- RMPUPDATE, PSMASH */
 
-static bool is_wrong(uint64_t pfn, const struct gmem_rmp_entry *new)
+static bool is_wrong(uint64_t pfn, const struct gmem_rmp_entry *to)
 {
-	return (new->large &&index_of(pfn)) || new->asid > GMEM_RMP_MAX_ASID || (!new->assigned &&new->asid);
+	return (to->large && index_of(pfn)) || to->asid > GMEM_RMP_MAX_ASID || (!to->assigned && to->asid);
 }
 
 /* What may be said of a page at all is known to be right. */
-static int update(struct gmem_rmp_region *r, uint32_t i, const struct gmem_rmp_entry *new)
+static int update(struct gmem_rmp_region *r, uint32_t i, const struct gmem_rmp_entry *to)
 {
 	struct gmem_rmp_entry e = {
-		.assigned = new->assigned,
-		.large = new->large,
-		.immutable = new->immutable,
-		.gpa = new->gpa,
-		.asid = new->asid,
+		.assigned = to->assigned,
+		.large = to->large,
+		.immutable = to->immutable,
+		.gpa = to->gpa,
+		.asid = to->asid,
 	};
 
-	if (new->assigned &&new->asid)
+	if (to->assigned && to->asid)
 		e.perms[0] = GMEM_RMP_PERMS_ALL;
-
-	if (new->large && i)
-		return GMEM_RMP_FAIL_INPUT;
-	if (new->asid > GMEM_RMP_MAX_ASID || (!new->assigned &&new->asid))
-		return GMEM_RMP_FAIL_INPUT;
 	if (r->entries[i].immutable || r->entries[i].lock)
 		return GMEM_RMP_FAIL_PERMISSION;
 	/* One of 4 KiB in one of 2 MiB that is assigned; one of 2 MiB over some of 4 KiB that are. */
-	if (head_of(r, i) == 0 && r->entries[0].large && r->entries[0].assigned && (i || !new->large))
+	if (head_of(r, i) == 0 && r->entries[0].large && r->entries[0].assigned && (i || !to->large))
 		return GMEM_RMP_FAIL_OVERLAP;
-	if (new->large && r->small > is_small(&r->entries[0]))
+	if (to->large && r->small > is_small(&r->entries[0]))
 		return GMEM_RMP_FAIL_OVERLAP;
 	set(r, i, &e);
 	return GMEM_RMP_OK;
 }
 
-int gmem_rmp_update(struct gmem_rmp *rmp, uint64_t pfn, const struct gmem_rmp_entry *new)
+int gmem_rmp_update(struct gmem_rmp *rmp, uint64_t pfn, const struct gmem_rmp_entry *to)
 {
 	struct gmem_rmp_region *r;
 	int result;
 
-	if (is_wrong(pfn, new))
+	if (is_wrong(pfn, to))
 		return GMEM_RMP_FAIL_INPUT;
 	lock(rmp);
 	/* What is the host's already, and not known, need not be known after this. */
-	r = new->assigned || new->immutable ? get(rmp, pfn) : find(rmp, pfn);
+	r = to->assigned || to->immutable ? get(rmp, pfn) : find(rmp, pfn);
 	if (r)
-		result = update(r, index_of(pfn), new);
+		result = update(r, index_of(pfn), to);
 	else
-		result = new->assigned || new->immutable ? no_memory() : GMEM_RMP_OK;
+		result = to->assigned || to->immutable ? no_memory() : GMEM_RMP_OK;
 	unlock(rmp);
 	return result;
 }

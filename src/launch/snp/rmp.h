@@ -97,7 +97,7 @@ uint64_t gmem_rmp_count_asid(struct gmem_rmp *rmp, uint32_t asid);
  * RMPUPDATE: what assigned, large, immutable, gpa and asid of the new entry are; all else is as after a reset. enum
  * gmem_rmp_result, or -ENOMEM.
  */
-int gmem_rmp_update(struct gmem_rmp *rmp, uint64_t pfn, const struct gmem_rmp_entry *new);
+int gmem_rmp_update(struct gmem_rmp *rmp, uint64_t pfn, const struct gmem_rmp_entry *to);
 /* The two that the kernel makes of it, for a page of 4 KiB. */
 int gmem_rmp_make_private(struct gmem_rmp *rmp, uint64_t pfn, uint64_t gfn, uint32_t asid, bool immutable);
 int gmem_rmp_make_shared(struct gmem_rmp *rmp, uint64_t pfn);
