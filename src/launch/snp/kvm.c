@@ -1,18 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * KVM's part in an SNP launch: its ioctls, KVM_SEV_SNP_LAUNCH_START, _UPDATE and _FINISH, with its checks in its order,
- * on top of a secure processor by software. A caller's structure is read once; it may change it meanwhile.
- *
- * Of kernels, which differ, the newest is meant: the source of a page has to be aligned, and vCPUs that have been
- * measured are not measured again.
+ * KVM_SEV_SNP_LAUNCH_START, _UPDATE and _FINISH. Of kernels, which differ, the newest is meant: the source of a page
+ * has to be aligned, and vCPUs that have been measured are not measured again.
  */
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/err.h"
-#include "launch/launch.h"
-#include "launch/snp/guest.h"
+#include "launch/snp/kvm.h"
 #include "launch/snp/vmsa.h"
 #include "sys/call.h"
 
@@ -26,23 +21,10 @@ _Static_assert(sizeof(struct gmem_snp_launch_start) == 0x40, "struct kvm_sev_snp
 _Static_assert(sizeof(struct gmem_snp_launch_update) == 0x40, "struct kvm_sev_snp_launch_update");
 _Static_assert(sizeof(struct gmem_snp_launch_finish) == 0x58, "struct kvm_sev_snp_launch_finish");
 
-#define SNP_ACTIVE 0x1ull
-#define OFFERED 0x220ull /* what KVM offers of SEV_FEATURES, KVM_X86_SEV_VMSA_FEATURES: DebugSwap, SecureTsc */
-
 /* What KVM lets pass of a policy. */
 #define POLICY_VALID                                                                                         \
 	(GMEM_SNP_POLICY_MINOR | GMEM_SNP_POLICY_MAJOR | GMEM_SNP_POLICY_SMT | GMEM_SNP_POLICY_MUST_BE_ONE | \
 	 GMEM_SNP_POLICY_DEBUG | GMEM_SNP_POLICY_SINGLE_SOCKET)
-
-struct snp_launch {
-	struct gmem_launch launch; /* first */
-	struct gmem_snp_guest *guest; /* the VM's */
-};
-
-static struct gmem_snp_guest *guest_of(struct gmem_launch *launch)
-{
-	return ((struct snp_launch *)launch)->guest;
-}
 
 static uint64_t paddr_of(const void *page)
 {
@@ -102,9 +84,8 @@ static int create_context(struct gmem_snp_guest *guest, struct gmem_launch_answe
 	return err ? err : firmware(gmem_snp_gctx_create(&guest->asp, &ctx), answer);
 }
 
-/* slots_lock held, as for all of these. */
-static int launch_start(struct gmem_snp_guest *guest, const struct gmem_snp_launch_start *p,
-			struct gmem_launch_answer *answer)
+int gmem_snp_kvm_start(struct gmem_snp_guest *guest, const struct gmem_snp_launch_start *p,
+		       struct gmem_launch_answer *answer)
 {
 	struct gmem_snp_cmd_launch_start start = { .gctx_paddr = paddr_of(guest->context), .policy = p->policy };
 	const struct gmem_snp_cmd_activate activate = { .gctx_paddr = start.gctx_paddr, .asid = guest->asid };
@@ -305,7 +286,7 @@ static int start_command(struct gmem_snp_guest *guest, void *data, struct gmem_l
 	if (err)
 		return err;
 	gmem_vm_lock_slots(guest->vm);
-	err = launch_start(guest, &p, answer);
+	err = gmem_snp_kvm_start(guest, &p, answer);
 	gmem_vm_unlock_slots(guest->vm);
 	return err;
 }
@@ -349,145 +330,18 @@ static int finish_command(struct gmem_snp_guest *guest, void *data, struct gmem_
 	return err;
 }
 
-static int command(struct gmem_launch *launch, int vcpu, uint32_t id, uint32_t flags, void *data,
-		   struct gmem_launch_answer *answer)
+int gmem_snp_kvm_command(struct gmem_snp_guest *guest, uint32_t id, void *data, struct gmem_launch_answer *answer)
 {
-	struct gmem_snp_guest *guest = guest_of(launch);
-	int err;
-
-	(void)flags; /* padding in KVM's structure, and not looked at */
-	if (gmem_mmu_dead(&launch->vm->mmu))
-		return answer->why = gmem_err(-EIO, "this VM is dead");
-	if (vcpu != -1)
-		return answer->why = gmem_err(-ENOTTY, "not a command to a vCPU");
 	switch (id) {
 	case GMEM_SNP_CMD_LAUNCH_START:
-		err = start_command(guest, data, answer);
-		break;
+		return start_command(guest, data, answer);
 	case GMEM_SNP_CMD_LAUNCH_UPDATE:
-		err = update_command(guest, data, answer);
-		break;
+		return update_command(guest, data, answer);
 	case GMEM_SNP_CMD_LAUNCH_FINISH:
-		err = finish_command(guest, data, answer);
-		break;
+		return finish_command(guest, data, answer);
 	default:
-		err = id < GMEM_SNP_CMD_LAUNCH_START ?
-			      gmem_err(-EPERM, "a command of SEV's that an SNP guest does not take") :
-			      gmem_err(-EINVAL, "unknown");
-		break;
+		return id < GMEM_SNP_CMD_LAUNCH_START ?
+			       gmem_err(-EPERM, "a command of SEV's that an SNP guest does not take") :
+			       gmem_err(-EINVAL, "unknown");
 	}
-	if (err && !answer->why)
-		answer->why = err;
-	return err;
-}
-
-/* ---- the rest of a launch */
-
-static int add_vmsa(struct gmem_snp_guest *guest, const struct gmem_snp_vcpu *vcpu)
-{
-	struct gmem_snp_vmsa *vmsas;
-	void *page;
-
-	if (atomic_load(&guest->running))
-		return gmem_err(-EBUSY, "the launch is finished");
-	vmsas = realloc(guest->vmsas, (guest->nvmsas + 1) * sizeof(*vmsas));
-	if (!vmsas)
-		return gmem_err_sys(-ENOMEM, "vCPU %u", guest->nvmsas);
-	guest->vmsas = vmsas;
-	page = gmem_snp_guest_page(guest);
-	if (!page)
-		return gmem_err_sys(-ENOMEM, "vCPU %u", guest->nvmsas);
-	gmem_snp_vmsa_build(vcpu, page);
-	guest->vmsas[guest->nvmsas++] = (struct gmem_snp_vmsa){ .page = page };
-	return 0;
-}
-
-static int add_vcpu(struct gmem_launch *launch, const struct gmem_launch_vcpu *vcpu)
-{
-	struct gmem_snp_guest *guest = guest_of(launch);
-	struct gmem_snp_vcpu snp;
-	int err;
-
-	if (!vcpu->snp || vcpu->snp->size != sizeof(snp))
-		return gmem_err(-EINVAL, "vcpu->snp: missing, or of another size");
-	snp = *vcpu->snp;
-	/* KVM takes them from the VM: no machine would measure others. */
-	if (snp.sev_features != guest->sev_features)
-		return gmem_err(-EINVAL, "sev_features 0x%llx: the launch was made with 0x%llx, and so are its vCPUs",
-				(unsigned long long)snp.sev_features, (unsigned long long)guest->sev_features);
-	gmem_vm_lock_slots(launch->vm);
-	err = add_vmsa(guest, &snp);
-	gmem_vm_unlock_slots(launch->vm);
-	return err;
-}
-
-static int digest(struct gmem_launch *launch, uint8_t *ret)
-{
-	struct gmem_snp_guest *guest = guest_of(launch);
-
-	gmem_vm_lock_slots(launch->vm);
-	if (guest->started)
-		memcpy(ret, ((const struct gmem_snp_context *)guest->context)->ld, GMEM_SNP_LD_LEN);
-	else
-		memset(ret, 0, GMEM_SNP_LD_LEN);
-	gmem_vm_unlock_slots(launch->vm);
-	return 0;
-}
-
-static void free_launch(struct gmem_launch *launch)
-{
-	gmem_vm_put(launch->vm);
-	free(launch);
-}
-
-static const struct gmem_launch_ops launch_ops = {
-	.command = command,
-	.add_vcpu = add_vcpu,
-	.digest = digest,
-	.free = free_launch,
-};
-
-/* KVM_SEV_INIT2, then LAUNCH_START. slots_lock held. */
-static int begin(struct gmem_vm *vm, struct gmem_snp_guest *guest, const struct gmem_launch_opts *opts)
-{
-	struct gmem_snp_launch_start p = { .policy = opts->policy };
-	struct gmem_launch_answer answer = { 0 };
-	int err = 0;
-
-	memcpy(p.gosvw, opts->gosvw, sizeof(p.gosvw));
-	guest->sev_features = opts->sev_features | SNP_ACTIVE;
-	if (!(opts->flags & GMEM_LAUNCH_NOT_STARTED))
-		err = launch_start(guest, &p, &answer);
-	return err ? err : gmem_mmu_set_external(&vm->mmu, &guest->external);
-}
-
-int gmem_snp_launch_create(struct gmem_vm *vm, const struct gmem_launch_opts *opts, struct gmem_launch **ret)
-{
-	struct snp_launch *launch;
-	int err;
-
-	if (vm->kvm >= 0)
-		return gmem_err(-EOPNOTSUPP, "a VM with guests on KVM");
-	if (opts->sev_features & ~OFFERED)
-		return gmem_err(-EINVAL, "sev_features 0x%llx: KVM has 0x%llx", (unsigned long long)opts->sev_features,
-				(unsigned long long)OFFERED);
-	launch = calloc(1, sizeof(*launch));
-	if (!launch)
-		return gmem_err_sys(-ENOMEM, "launch");
-	err = gmem_snp_guest_create(vm, &launch->guest);
-	if (!err) {
-		gmem_vm_lock_slots(vm);
-		err = begin(vm, launch->guest, opts);
-		gmem_vm_unlock_slots(vm);
-		if (err)
-			gmem_snp_guest_free(launch->guest);
-	}
-	if (err) {
-		free(launch);
-		return err;
-	}
-	launch->launch = (struct gmem_launch){ .ops = &launch_ops, .type = GMEM_VM_SNP, .vm = vm };
-	gmem_vm_get(vm);
-	*ret = &launch->launch;
-	return 0;
 }
