@@ -122,6 +122,8 @@ static int memory_encrypt_op(int fd, uint8_t *cmd)
 	CHECK(data_len(id, data) <= sizeof(call->data));
 	if (data_len(id, data))
 		memcpy(call->data, data, data_len(id, data));
+	if (fake.heard)
+		fake.heard(call);
 	if (fake.at < fake.nscript)
 		a = fake.script[fake.at++];
 	else if (fake.for_ever.err || fake.for_ever.done)

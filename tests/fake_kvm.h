@@ -50,6 +50,7 @@ struct fake_kvm {
 	struct fake_answer for_ever; /* if err or done is set: instead of that success */
 	struct fake_call call[FAKE_MOST_CALLS];
 	unsigned int ncalls; /* all of them; the last ones are not kept */
+	void (*heard)(const struct fake_call *call); /* each, while what it points to is there; may be NULL */
 };
 
 extern struct fake_kvm fake;

@@ -98,12 +98,15 @@ static int launch_section(struct load *l, const struct gmem_tdvf_section *s)
 	return measured && l->two_pass && s->len ? gmem_launch_extend(l->launch, s->gpa, s->len) : 0;
 }
 
-static int check_guest(const struct gmem_guest *guest)
+static int check_guest(const struct gmem_launch *launch, const struct gmem_guest *guest)
 {
 	if (guest->flags & ~GMEM_GUEST_TWO_PASS)
 		return gmem_err(-EINVAL, "guest->flags 0x%x: unknown, or not TDX's", guest->flags);
 	if (guest->vmm != GMEM_VMM_QEMU || guest->kernel || guest->svsm)
 		return gmem_err(-EINVAL, "a TDX guest is launched as QEMU does, without a kernel or an SVSM");
+	/* Before anything is launched that cannot be taken back. */
+	if ((guest->flags & GMEM_GUEST_TWO_PASS) && !launch->ops->extend)
+		return gmem_err(-EOPNOTSUPP, "KVM measures pages as they are added: there are no two passes");
 	return 0;
 }
 
@@ -111,7 +114,7 @@ int gmem_tdx_launch_firmware(struct gmem_launch *launch, const struct gmem_guest
 			     void *opaque)
 {
 	struct load *l;
-	int err = check_guest(guest);
+	int err = check_guest(launch, guest);
 
 	if (err)
 		return err;
