@@ -303,6 +303,22 @@ static void wrong_table(void)
 	words[4 + 6] = 1;
 }
 
+TEST(cpuid_that_could_not_be_corrected)
+{
+	struct gmem_snp_launch_update u = update(0, 1, 6);
+	struct snp s;
+
+	if (tap_emulator())
+		SKIP("kernel", "%s does not ask the kernel whether memory can be written to", tap_emulator());
+	snp_up(&s, NULL, 0);
+	wrong_table();
+	CHECK_EQ(mprotect(pages, PG, PROT_READ), 0);
+	CHECK_COMMAND(&s, UPDATE, &u, -EIO, 0);
+	CHECK_EQ(gmem_launch_update(s.launch, LOW_GPA, pages, 1, GMEM_LAUNCH_CPUID), -EFAULT);
+	CHECK_EQ(mprotect(pages, PG, PROT_READ | PROT_WRITE), 0);
+	snp_down(&s);
+}
+
 TEST(cpuid)
 {
 	struct gmem_snp_launch_update u = update(0, 1, 6);
@@ -311,11 +327,6 @@ TEST(cpuid)
 
 	snp_up(&s, NULL, 0);
 	wrong_table();
-	CHECK_EQ(mprotect(pages, PG, PROT_READ), 0);
-	/* It might have to be corrected. */
-	CHECK_COMMAND(&s, UPDATE, &u, -EIO, 0);
-	CHECK_EQ(gmem_launch_update(s.launch, LOW_GPA, pages, 1, GMEM_LAUNCH_CPUID), -EFAULT);
-	CHECK_EQ(mprotect(pages, PG, PROT_READ | PROT_WRITE), 0);
 	CHECK_OK(gmem_launch_digest(s.launch, before));
 	CHECK_COMMAND(&s, UPDATE, &u, -EIO, GMEM_SEV_RET_INVALID_PARAM);
 	CHECK_OK(gmem_launch_digest(s.launch, after));
