@@ -13,9 +13,6 @@
 #define DEFAULT_POLICY 0x30000u
 #define DEFAULT_XFAM 0x3u
 
-/* How often a command is given again that KVM had no time for, as long as not a page more is done. */
-#define MOST_TRIES 10000
-
 /* A child has a copy of what its parent's threads were at, locked for ever. KVM itself refuses it its machine. */
 static int check_process(const struct gmem_vm *vm)
 {
@@ -169,7 +166,7 @@ static bool goes_on(const struct gmem_launch *launch, int *err, uint64_t before,
 		*err = gmem_err(-EIO, "KVM says that it went on, and has done nothing");
 	else
 		++*tries;
-	return !*err || ((*err == -EAGAIN || (*err == -EINTR && !launch->vm)) && *tries < MOST_TRIES);
+	return !*err || ((*err == -EAGAIN || (*err == -EINTR && !launch->vm)) && *tries < GMEM_LAUNCH_MOST_TRIES);
 }
 
 static int bad_progress(void)

@@ -13,6 +13,8 @@
 #include "vm/vm.h"
 
 #define GMEM_LAUNCH_BATCH 64u /* pages of one step */
+/* How often a command is given again that KVM had no time for, as long as not a page more is done. */
+#define GMEM_LAUNCH_MOST_TRIES 10000
 
 struct gmem_launch;
 
@@ -57,7 +59,7 @@ int64_t gmem_launch_update_why(struct gmem_launch *launch, uint64_t gpa, const v
 int gmem_launch_do(struct gmem_launch *launch, int vcpu, uint32_t id, uint32_t flags, void *data,
 		   struct gmem_launch_answer *answer);
 
-/* The three kinds. `opts` is whole (never NULL), and its flags known. *ret_status as gmem_launch_status(). */
+/* The three kinds. `opts` is whole (never NULL), and its flags known. */
 int gmem_snp_launch_create(struct gmem_vm *vm, const struct gmem_launch_opts *opts, struct gmem_launch **ret);
 int gmem_tdx_launch_create(struct gmem_vm *vm, const struct gmem_launch_opts *opts, struct gmem_launch **ret);
 int gmem_kvm_launch_create(int kvm_vm, enum gmem_vm_type type, const struct gmem_launch_opts *opts,

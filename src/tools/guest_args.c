@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/guest_args.h"
 
+#include <stdio.h>
 #include <string.h>
 #include <strings.h>
 
@@ -376,4 +377,15 @@ int guest_args_parse(struct guest_args *args, const char *command, bool launch, 
 			return GMEM_UI_OK;
 	}
 	return check(args);
+}
+
+bool guest_args_answer(const struct guest_args *args, const char *help)
+{
+	if (GUEST_GIVEN(args, GUEST_HELP))
+		fputs(help, stdout);
+	else if (GUEST_GIVEN(args, GUEST_VERSION))
+		printf("gmem %s %s\n", args->command, gmem_version());
+	else
+		return false;
+	return true;
 }

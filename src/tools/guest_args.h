@@ -81,6 +81,8 @@ struct guest_args {
 
 /* GMEM_UI_OK, or an exit code: wrong usage has been told. --help and --version are only noted in `given`. */
 int guest_args_parse(struct guest_args *args, const char *command, bool launch, char **argv);
+/* True if that was all: --help or --version, which has been answered. */
+bool guest_args_answer(const struct guest_args *args, const char *help);
 
 static inline enum gmem_vm_type guest_args_type(const struct guest_args *args)
 {

@@ -121,14 +121,8 @@ int cmd_launch(int argc, char **argv)
 	code = guest_args_parse(&args, "launch", true, argv + 1);
 	if (code)
 		return code;
-	if (GUEST_GIVEN(&args, GUEST_HELP)) {
-		fputs(help, stdout);
+	if (guest_args_answer(&args, help))
 		return GMEM_UI_OK;
-	}
-	if (GUEST_GIVEN(&args, GUEST_VERSION)) {
-		printf("gmem launch %s\n", gmem_version());
-		return GMEM_UI_OK;
-	}
 	code = guest_inputs_read(&inputs, &args);
 	code = code ? code : measure_report_make(&report, &args, &inputs, true);
 	code = code ? code : run(&args, &report);

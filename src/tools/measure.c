@@ -230,14 +230,8 @@ int cmd_measure(int argc, char **argv)
 	code = guest_args_parse(&args, "measure", false, argv + 1);
 	if (code)
 		return code;
-	if (GUEST_GIVEN(&args, GUEST_HELP)) {
-		fputs(help, stdout);
+	if (guest_args_answer(&args, help))
 		return GMEM_UI_OK;
-	}
-	if (GUEST_GIVEN(&args, GUEST_VERSION)) {
-		printf("gmem measure %s\n", gmem_version());
-		return GMEM_UI_OK;
-	}
 	code = guest_inputs_read(&inputs, &args);
 	code = code ? code : measure(&args, &inputs);
 	guest_inputs_free(&inputs);

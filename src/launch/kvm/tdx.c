@@ -13,9 +13,6 @@
 /* Room for a table of CPUID bits at first; KVM says if it is too small. */
 #define FIRST_NENT 6u
 
-/* TDH.MNG.CREATE wants entropy, and KVM says -EAGAIN while there is none. As often as QEMU asks. */
-#define MOST_TRIES 10000
-
 static const char *name(uint32_t id)
 {
 	switch (id) {
@@ -128,9 +125,10 @@ static int init_vm(struct gmem_kvm_launch *launch, const struct gmem_launch_opts
 	memcpy(init->mrownerconfig, opts->mrownerconfig, sizeof(init->mrownerconfig));
 	init->cpuid.nent = cpuid->nent;
 	memcpy(init->cpuid.entries, cpuid->entries, len);
+	/* TDH.MNG.CREATE wants entropy, and KVM says -EAGAIN while there is none. As often as QEMU asks. */
 	for (int tries = 0;;) {
 		err = gmem_kvm_tdx_command(launch->vm, GMEM_KVM_TDX_INIT_VM, 0, (uintptr_t)init, &status);
-		if (err != -EAGAIN || ++tries == MOST_TRIES)
+		if (err != -EAGAIN || ++tries == GMEM_LAUNCH_MOST_TRIES)
 			break;
 	}
 	free(init);

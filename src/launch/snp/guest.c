@@ -42,7 +42,7 @@ static int set_page(struct gmem_mmu_external *x, struct gmem_vcpu *vcpu, uint64_
 	int err;
 
 	(void)vcpu;
-	if (!atomic_load(&guest->running))
+	if (atomic_load(&x->building))
 		return gmem_err(-EINVAL, "guest frame 0x%llx: no guest runs before its launch is finished",
 				(unsigned long long)gfn);
 	err = gmem_snp_guest_claim(guest, gfn, pfn);
@@ -139,6 +139,7 @@ int gmem_snp_guest_create(struct gmem_vm *vm, struct gmem_snp_guest **ret)
 	if (!guest)
 		return gmem_err_sys(-ENOMEM, "state of the guest");
 	guest->external.ops = &external_ops;
+	atomic_store(&guest->external.building, true);
 	guest->vm = vm;
 	guest->asid = ASID;
 	gmem_rmp_init(&guest->rmp);

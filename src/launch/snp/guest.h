@@ -5,7 +5,7 @@
  *
  * Enters: what the guest touches, accepts and loses, as external tables are told of it (mmu/external.h). Leaves:
  * whether it may have the page. Belongs to the VM, and ends with it. Lock: the VM's slots_lock guards all of it but
- * the table, which has its own, and `running`.
+ * the table, which has its own, and `external`.
  */
 #ifndef GMEM_LAUNCH_SNP_GUEST_H
 #define GMEM_LAUNCH_SNP_GUEST_H
@@ -29,7 +29,6 @@ struct gmem_snp_guest {
 	uint64_t sev_features; /* of its vCPUs */
 	struct gmem_snp_vmsa *vmsas; /* by vCPU */
 	uint32_t nvmsas;
-	_Atomic bool running; /* the launch is finished */
 };
 
 /* -ENOMEM. */

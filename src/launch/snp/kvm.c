@@ -272,7 +272,7 @@ static int launch_finish(struct gmem_snp_guest *guest, const struct gmem_snp_lau
 	memcpy(cmd.host_data, p->host_data, sizeof(cmd.host_data));
 	err = firmware(gmem_snp_launch_finish(&guest->asp, &cmd), answer);
 	if (!err)
-		atomic_store(&guest->running, true);
+		atomic_store(&guest->external.building, false);
 	return err;
 }
 

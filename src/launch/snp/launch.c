@@ -43,7 +43,7 @@ static int add_vmsa(struct gmem_snp_guest *guest, const struct gmem_snp_vcpu *vc
 	struct gmem_snp_vmsa *vmsas;
 	void *page;
 
-	if (atomic_load(&guest->running))
+	if (!atomic_load(&guest->external.building))
 		return gmem_err(-EBUSY, "the launch is finished");
 	vmsas = realloc(guest->vmsas, (guest->nvmsas + 1) * sizeof(*vmsas));
 	if (!vmsas)
