@@ -120,6 +120,9 @@ enum window {
 static enum window window;
 static _Atomic int calls_left;
 static const struct stage *demand; /* whose touchers wait for what is counted; NULL: any page is */
+/* Guards what follows, from a look at it to what is done upon that; the thread that ends the server keeps it. */
+static pthread_mutex_t looking = PTHREAD_MUTEX_INITIALIZER;
+static bool put_in_place[2048]; /* nobody needs to wait for the page any more, though another thread serves it too */
 
 static void arm(int arg)
 {
@@ -133,7 +136,7 @@ static bool counts(uint64_t off, uint64_t len)
 	for (int i = 0; demand && i < TOUCHERS; i++) {
 		uint64_t touch = atomic_load(&demand->shared->touching[i]);
 
-		if (touch && (touch - 1) * P >= off && (touch - 1) * P < off + len)
+		if (touch && (touch - 1) * P >= off && (touch - 1) * P < off + len && !put_in_place[touch - 1])
 			return true;
 	}
 	return !demand;
@@ -196,8 +199,12 @@ int __wrap_gmem_sys_uffd_continue(int uffd, uint64_t hva, uint64_t len, uint64_t
 	uint64_t off = demand ? hva - demand->files[0]->state.header->regions[0].hva : 0;
 	int err;
 
+	pthread_mutex_lock(&looking);
 	if (now_is(BEFORE_CONTINUE, off, len))
 		die();
+	for (uint64_t at = off; demand && at < off + len; at += P)
+		put_in_place[at / P] = true;
+	pthread_mutex_unlock(&looking);
 	err = __real_gmem_sys_uffd_continue(uffd, hva, len, done);
 	if (now_is(AFTER_CONTINUE, off, len))
 		die();
@@ -252,7 +259,7 @@ static void die_in_window(enum window w)
 	for (int fill = 0; fill < 2; fill++) {
 		struct stage s;
 
-		start_stage(&s, 2048, 1);
+		start_stage(&s, sizeof(put_in_place) / sizeof(put_in_place[0]), 1);
 		serve_some(&s);
 		for (size_t i = 0; i < sizeof(calls) / sizeof(calls[0]) - (fill ? 3 : 0); i++)
 			die_at(&s, w, calls[i], fill);
