@@ -178,6 +178,20 @@ const char *gmem_file_explain(const struct gmem_file *file);
  */
 int gmem_file_open(int fd, int state_fd, struct gmem_file **ret);
 
+/*
+ * The memory of another process that maps it privately (anonymous, or of huge pages), as a guest memory file without
+ * bytes of its own: page states alone. A pager brings its pages in, by UFFDIO_COPY into that process
+ * (gmem_pager_add_region(); each offset belongs to one region), and what is removed (MADV_DONTNEED) is zero from then
+ * on. All that would need the bytes here is -EOPNOTSUPP: views, reading and writing, conversion, slots.
+ *
+ * `state_fd` is where the page states are kept, so that whoever serves the memory next goes on where this one was
+ * killed: a regular file open for reading and writing, best of a tmpfs, empty or left by an earlier call with the same
+ * `len` and `page_size`; -1: nowhere. Borrowed and duplicated. The file is locked (flock(2)) as long as the object
+ * lives, and its generation raised. `page_size` is 4096 or 2 MiB, `len` a multiple of it. -EINVAL, -EBUSY (somebody
+ * serves it: the lock), -EPROTONOSUPPORT (another layout), -ENOMEM, -EMFILE, -ENOSPC.
+ */
+int gmem_file_create_anon(uint64_t len, uint64_t page_size, int state_fd, struct gmem_file **ret);
+
 /* Frees the object. Memory and state live on while any process holds their descriptors or mappings. NULL is allowed. */
 void gmem_file_free(struct gmem_file *file);
 
@@ -1190,6 +1204,14 @@ enum gmem_pager_event_kind {
 	/* gmem_pager_fill() has left no page absent (lost ones are poisoned); `off` and `len` are 0. */
 	GMEM_PAGER_COMPLETE = 3,
 	GMEM_PAGER_GONE = 4, /* a region's process has ended */
+	GMEM_PAGER_GAVE_UP = 5, /* a fault has waited for longer than `patience_ms`: what `policy` says was done */
+};
+
+/* What becomes of a fault whose source does not give its page for so long. Never a page of zeroes. */
+enum gmem_pager_policy {
+	GMEM_PAGER_WAIT = 0, /* its toucher waits, and the source is asked again, for ever */
+	GMEM_PAGER_POISON = 1, /* the page is poisoned: its toucher gets SIGBUS, as all later ones */
+	GMEM_PAGER_KILL = 2, /* the region's process is killed (gmem_region.pidfd); without one: as GMEM_PAGER_WAIT */
 };
 
 struct gmem_pager_event {
@@ -1210,16 +1232,22 @@ struct gmem_pager_opts {
 	 */
 	void (*event)(void *opaque, const struct gmem_pager_event *event);
 	void *opaque;
+	/*
+	 * How long a fault may wait for a source that fails or says "not now" before `policy` is followed; 0: for ever.
+	 * A source that does not answer at all holds its thread for as long: one that may hang needs a time-out.
+	 */
+	uint32_t patience_ms;
+	enum gmem_pager_policy policy;
 };
 
 /*
  * A REMOVE event on a page that was never filled means its bytes are unwanted (a balloon), so it is zero from then
  * on; without the flag such a page still comes from its source, because madvise(MADV_DONTNEED) on shared memory keeps
- * data.
+ * data. A file of gmem_file_create_anon() always goes by that: there it drops them.
  */
 #define GMEM_PAGER_REMOVE_DISCARDS (1u << 0)
 
-/* `opts` may be NULL. -EINVAL (size, flags, more than 64 resolvers), -ENOMEM, -EMFILE, -ENFILE, -EAGAIN (threads). */
+/* `opts` may be NULL. -EINVAL (size, flags, policy, more than 64 resolvers), -ENOMEM, -EMFILE, -ENFILE, -EAGAIN (threads). */
 int gmem_pager_create(const struct gmem_pager_opts *opts, struct gmem_pager **ret);
 
 /*
@@ -1230,7 +1258,8 @@ void gmem_pager_free(struct gmem_pager *pager);
 
 /*
  * A range of some process's address space that maps `file`, registered missing|minor with `uffd`. The first touch
- * must not have happened before it was registered, through this mapping or any other of that process.
+ * must not have happened before it was registered, through this mapping or any other of that process. Of a file of
+ * gmem_file_create_anon(): registered missing, with UFFD_FEATURE_EVENT_REMOVE if that process gives memory back.
  */
 struct gmem_region {
 	size_t size; /* sizeof(struct gmem_region) */
@@ -1245,6 +1274,8 @@ struct gmem_region {
 	uint64_t off, len; /* in the file */
 	struct gmem_source *source; /* referenced */
 	uint64_t source_off; /* where in the source `off` comes from */
+	/* With GMEM_PAGER_KILL: of the process that maps it (pidfd_open(2)), borrowed and duplicated; 0 or -1: none. */
+	int pidfd;
 };
 
 /*
@@ -1295,6 +1326,8 @@ struct gmem_pager_stats {
 	uint64_t latency[GMEM_LATENCY_BUCKETS]; /* from a fault's being read to its being resolved */
 	uint64_t latency_max_ns, latency_sum_ns, latency_count;
 	uint32_t user_mode_only; /* 1 if a view was registered with a user-mode-only descriptor */
+	uint64_t gave_up; /* faults that were given up: GMEM_PAGER_GAVE_UP */
+	uint64_t pending; /* faults read and not resolved yet */
 };
 
 int gmem_pager_stats(const struct gmem_pager *pager, struct gmem_pager_stats *stats);
