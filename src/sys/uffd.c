@@ -93,13 +93,6 @@ int gmem_sys_uffd_wake(int uffd, uint64_t hva, uint64_t len)
 	return ioctl(uffd, UFFDIO_WAKE, &range) ? -errno : 0;
 }
 
-int gmem_sys_uffd_copy(int uffd, uint64_t hva, uint64_t from, uint64_t len)
-{
-	struct uffdio_copy copy = { .dst = hva, .src = from, .len = len, .mode = UFFDIO_COPY_MODE_DONTWAKE };
-
-	return ioctl(uffd, UFFDIO_COPY, &copy) ? -errno : 0;
-}
-
 /* The kernel's three ways to say how far it got: progress, a negative errno in the field, or nothing written. */
 static int finish(int rc, int64_t field, uint64_t len, uint64_t *done)
 {
@@ -113,12 +106,45 @@ static int finish(int rc, int64_t field, uint64_t len, uint64_t *done)
 	return err ? err : -EAGAIN;
 }
 
-int gmem_sys_uffd_continue(int uffd, uint64_t hva, uint64_t len, uint64_t *done)
+int gmem_sys_uffd_copy(int uffd, uint64_t hva, uint64_t from, uint64_t len, unsigned int how, uint64_t *done)
 {
-	struct gmem_uffdio_continue c = { .range = { .start = hva, .len = len } };
+	struct uffdio_copy copy = { .dst = hva, .src = from, .len = len };
+	int rc;
+
+	if (how & GMEM_SYS_UFFD_DONTWAKE)
+		copy.mode |= UFFDIO_COPY_MODE_DONTWAKE;
+	if (how & GMEM_SYS_UFFD_PROTECTED)
+		copy.mode |= UFFDIO_COPY_MODE_WP;
+	rc = ioctl(uffd, UFFDIO_COPY, &copy);
+	return finish(rc, copy.copy, len, done);
+}
+
+int gmem_sys_uffd_zeropage(int uffd, uint64_t hva, uint64_t len, bool wake, uint64_t *done)
+{
+	struct uffdio_zeropage zero = { .range = { .start = hva, .len = len } };
+	int rc;
+
+	zero.mode = wake ? 0 : UFFDIO_ZEROPAGE_MODE_DONTWAKE;
+	rc = ioctl(uffd, UFFDIO_ZEROPAGE, &zero);
+	return finish(rc, zero.zeropage, len, done);
+}
+
+static int do_continue(int uffd, uint64_t hva, uint64_t len, uint64_t mode, uint64_t *done)
+{
+	struct gmem_uffdio_continue c = { .range = { .start = hva, .len = len }, .mode = mode };
 	int rc = ioctl(uffd, UFFDIO_CONTINUE, &c);
 
 	return finish(rc, c.mapped, len, done);
+}
+
+int gmem_sys_uffd_continue(int uffd, uint64_t hva, uint64_t len, uint64_t *done)
+{
+	return do_continue(uffd, hva, len, 0, done);
+}
+
+int gmem_sys_uffd_continue_protected(int uffd, uint64_t hva, uint64_t len, uint64_t *done)
+{
+	return do_continue(uffd, hva, len, UFFDIO_CONTINUE_MODE_WP, done);
 }
 
 int gmem_sys_uffd_poison(int uffd, uint64_t hva, uint64_t len, bool wake, uint64_t *done)
@@ -132,12 +158,21 @@ int gmem_sys_uffd_poison(int uffd, uint64_t hva, uint64_t len, bool wake, uint64
 	return finish(rc, p.updated, len, done);
 }
 
-int gmem_sys_uffd_unprotect(int uffd, uint64_t hva, uint64_t len)
+int gmem_sys_uffd_writeprotect(int uffd, uint64_t hva, uint64_t len, bool protect, bool wake)
 {
 	struct uffdio_writeprotect wp = { .range = { .start = hva, .len = len } };
 
-	wp.mode = UFFDIO_WRITEPROTECT_MODE_DONTWAKE;
+	/* Who protects wakes nobody: the kernel refuses both flags together. */
+	if (protect)
+		wp.mode = UFFDIO_WRITEPROTECT_MODE_WP;
+	else if (!wake)
+		wp.mode = UFFDIO_WRITEPROTECT_MODE_DONTWAKE;
 	return ioctl(uffd, UFFDIO_WRITEPROTECT, &wp) ? -errno : 0;
+}
+
+int gmem_sys_uffd_unprotect(int uffd, uint64_t hva, uint64_t len)
+{
+	return gmem_sys_uffd_writeprotect(uffd, hva, len, false, false);
 }
 
 int gmem_sys_uffd_read(int uffd, struct uffd_msg *msgs, int n)

@@ -27,11 +27,18 @@ int gmem_sys_uffd_open(uint64_t features, bool *user_mode_only);
 int gmem_sys_uffd_register(int uffd, uint64_t hva, uint64_t len, unsigned int mode);
 int gmem_sys_uffd_unregister(int uffd, uint64_t hva, uint64_t len);
 int gmem_sys_uffd_wake(int uffd, uint64_t hva, uint64_t len);
+/* Of a resolving command: waiters are not woken; what is mapped is write-protected. */
+#define GMEM_SYS_UFFD_DONTWAKE 1u
+#define GMEM_SYS_UFFD_PROTECTED 2u
+
 /*
- * UFFDIO_COPY of one page, without waking anybody. -EEXIST: one is there; -EFAULT: `from` cannot be read; -ENOMEM,
- * -EAGAIN: as gmem_sys_uffd_continue().
+ * UFFDIO_COPY of whole pages. `how`: the bits above. `*done` is set to the bytes copied, also on failure. -EEXIST: a
+ * page is at `*done`; -EFAULT: `from` cannot be read there; -ENOMEM; -EAGAIN, -ENOENT, -ESRCH: as
+ * gmem_sys_uffd_continue().
  */
-int gmem_sys_uffd_copy(int uffd, uint64_t hva, uint64_t from, uint64_t len);
+int gmem_sys_uffd_copy(int uffd, uint64_t hva, uint64_t from, uint64_t len, unsigned int how, uint64_t *done);
+/* UFFDIO_ZEROPAGE: the same with zeroes. -EINVAL: huge pages, for which there is none. */
+int gmem_sys_uffd_zeropage(int uffd, uint64_t hva, uint64_t len, bool wake, uint64_t *done);
 
 /*
  * UFFDIO_CONTINUE: maps pages that are in the page cache and wakes their waiters. `*done` is set to the bytes mapped,
@@ -39,6 +46,8 @@ int gmem_sys_uffd_copy(int uffd, uint64_t hva, uint64_t from, uint64_t len);
  * address space is changing; -ENOENT: no such mapping; -ESRCH: the process is gone.
  */
 int gmem_sys_uffd_continue(int uffd, uint64_t hva, uint64_t len, uint64_t *done);
+/* So too, write-protected (UFFDIO_CONTINUE_MODE_WP, Linux 6.4). -EINVAL: a kernel before that, or no such mode there. */
+int gmem_sys_uffd_continue_protected(int uffd, uint64_t hva, uint64_t len, uint64_t *done);
 
 /*
  * UFFDIO_POISON: touching [hva, hva + len) is SIGBUS from now on; `wake`: who waits there is told. As
@@ -47,9 +56,12 @@ int gmem_sys_uffd_continue(int uffd, uint64_t hva, uint64_t len, uint64_t *done)
 int gmem_sys_uffd_poison(int uffd, uint64_t hva, uint64_t len, bool wake, uint64_t *done);
 
 /*
- * UFFDIO_WRITEPROTECT, taking protection away: where there is none it changes nothing, and says -ENOENT if some of the
- * mappings in the range are not registered with GMEM_SYS_UFFD_WP. A hole is no mapping.
+ * UFFDIO_WRITEPROTECT: a write to [hva, hva + len) is an event from now on, or none any more, and then `wake`: who waits
+ * there goes on. -ENOENT: some of the mappings in the range are not registered with GMEM_SYS_UFFD_WP (a hole is no
+ * mapping), or there is none; -EAGAIN: the address space is changing. How far it got is not told.
  */
+int gmem_sys_uffd_writeprotect(int uffd, uint64_t hva, uint64_t len, bool protect, bool wake);
+/* Takes protection away and wakes nobody: where there is none it changes nothing, but for saying -ENOENT. */
 int gmem_sys_uffd_unprotect(int uffd, uint64_t hva, uint64_t len);
 
 /* Reads up to `n` messages without waiting. Returns how many, 0 if none is queued. */

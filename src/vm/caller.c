@@ -91,8 +91,9 @@ static void put_back(const struct adoption *a, char *at, char *old, uint64_t n)
 	if (mremap(old, n, n, MREMAP_MAYMOVE | MREMAP_FIXED, at) != MAP_FAILED)
 		return;
 	/* A page that is there has no toucher waiting, and may have been written to: from now on it is this way. */
-	for (uint64_t done = 0; done < n;) {
-		int err = gmem_sys_uffd_copy(a->uffd, (uintptr_t)at + done, (uintptr_t)old + done, GMEM_PAGE_SIZE);
+	for (uint64_t done = 0, unused; done < n;) {
+		int err = gmem_sys_uffd_copy(a->uffd, (uintptr_t)at + done, (uintptr_t)old + done, GMEM_PAGE_SIZE,
+					     GMEM_SYS_UFFD_DONTWAKE, &unused);
 
 		if (!err || err == -EEXIST || err == -EFAULT)
 			done += GMEM_PAGE_SIZE;
