@@ -1284,6 +1284,13 @@ struct gmem_region {
  * -ENOMEM.
  */
 int gmem_pager_add_region(struct gmem_pager *pager, const struct gmem_region *region);
+/*
+ * Adds `n` regions of one descriptor, all or none, before anything of it is read, and returns the first one's number;
+ * the others follow. So have to come all the regions of a descriptor whose files are of gmem_file_create_anon(): a
+ * removal that is read before its region is known is lost. -EINVAL (also: more than one descriptor, or more than one
+ * such file), -ENOSPC, -EEXIST and the others of gmem_pager_add_region().
+ */
+int gmem_pager_add_regions(struct gmem_pager *pager, const struct gmem_region *regions, unsigned int n);
 
 /*
  * Registers a view of this process and adds it. Faults of kernel code (read(2) into the view, KVM) are served only

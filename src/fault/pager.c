@@ -2,21 +2,20 @@
 #include "fault/pager.h"
 
 #include <errno.h>
-#include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "base/cond.h"
 #include "base/err.h"
 #include "base/opts.h"
-#include "base/range.h"
+#include "fault/resolve.h"
 #include "fault/serve_view.h"
-#include "source/source.h"
+#include "sys/process.h"
 #include "sys/uffd.h"
 
 #define MAX_DEFAULT_RESOLVERS 8
@@ -31,6 +30,44 @@ static uint64_t back_off_ns(int err, uint32_t tries)
 	return tries < 12 ? 20000ull << tries : 100000000;
 }
 
+/* A source's failure, and for long enough: what passes by itself in microseconds does not count. */
+static bool out_of_patience(const struct gmem_pager *pager, const struct gmem_fault *f, int err)
+{
+	return pager->opts.patience_ms && pager->opts.policy != GMEM_PAGER_WAIT && !f->given_up && err != -EAGAIN &&
+	       err != -EBUSY && gmem_now_ns() - f->read_ns > (uint64_t)pager->opts.patience_ms * 1000000;
+}
+
+/* Poisons what cannot be had: the page, or of a huge one the first that is absent, by which all of it is lost. */
+static int poison(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t off, int error)
+{
+	uint64_t unit = region->file->page_size, base = gmem_file_unit_off(region->file, off);
+	int err;
+
+	for (off = unit > GMEM_PAGE_SIZE ? base : off; off < base + unit - GMEM_PAGE_SIZE; off += GMEM_PAGE_SIZE)
+		if (gmem_resolve_absent(region, off))
+			break;
+	err = gmem_resolve_lose(r, region, off, error);
+	return err || unit == GMEM_PAGE_SIZE ? err : gmem_resolve_fault(r, region, base);
+}
+
+/* The thread's error text is still the failure's. */
+static int give_up(struct gmem_resolver *r, struct gmem_fault *f, int err)
+{
+	struct gmem_pager_region *region = f->region;
+	char text[640];
+
+	snprintf(text, sizeof(text), "no answer within %u ms: %s", r->pager->opts.patience_ms, gmem_last_error());
+	gmem_pager_count(&r->pager->c.gave_up, 1);
+	gmem_pager_report(r->pager, GMEM_PAGER_GAVE_UP, err, text, region, f->off, region->file->page_size);
+	if (r->pager->opts.policy == GMEM_PAGER_POISON)
+		return poison(r, region, f->off, err);
+	/* Its end comes by itself; until then the fault is tried again as before. */
+	f->given_up = true;
+	if (region->pidfd >= 0)
+		(void)gmem_pidfd_kill(region->pidfd);
+	return err;
+}
+
 static void *resolver_main(void *arg)
 {
 	struct gmem_resolver *r = arg;
@@ -40,6 +77,8 @@ static void *resolver_main(void *arg)
 	while (gmem_pager_dequeue(pager, &f)) {
 		int err = gmem_resolve_fault(r, f.region, f.off);
 
+		if (err && err != -ESRCH && out_of_patience(pager, &f, err))
+			err = give_up(r, &f, err);
 		if (err && err != -ESRCH) {
 			atomic_fetch_add_explicit(&pager->c.retries, 1, memory_order_relaxed);
 			/* The thread does not wait with it: other pages may well be there. */
@@ -64,6 +103,8 @@ static int check_opts(const struct gmem_pager_opts *opts)
 		return gmem_err(-EINVAL, "gmem_pager_create: opts.size %zu: expected %zu", opts->size, sizeof(*opts));
 	if (opts->flags & ~GMEM_PAGER_REMOVE_DISCARDS)
 		return gmem_err(-EINVAL, "gmem_pager_create: flags 0x%x: unknown", opts->flags);
+	if ((unsigned int)opts->policy > GMEM_PAGER_KILL)
+		return gmem_err(-EINVAL, "gmem_pager_create: policy %d: unknown", (int)opts->policy);
 	if (opts->resolvers > GMEM_PAGER_MAX_THREADS)
 		return gmem_err(-EINVAL, "gmem_pager_create: %u resolvers: at most %u", opts->resolvers,
 				GMEM_PAGER_MAX_THREADS);
@@ -179,9 +220,9 @@ void gmem_pager_free(struct gmem_pager *pager)
 		if (first_of_its_uffd(pager, i))
 			close(pager->regions[i]->uffd);
 	for (uint32_t i = 0; i < n; i++) {
-		gmem_source_unref(pager->regions[i]->source);
-		gmem_file_put(pager->regions[i]->file);
-		free(pager->regions[i]);
+		/* The supply is the file's by now. */
+		pager->regions[i]->supply = NULL;
+		gmem_region_free(pager->regions[i]);
 	}
 	if (pager->view_uffd >= 0)
 		close(pager->view_uffd);
@@ -195,166 +236,6 @@ void gmem_pager_free(struct gmem_pager *pager)
 	pthread_mutex_destroy(&pager->event_m);
 	pthread_mutex_destroy(&pager->m);
 	free(pager);
-}
-
-static int check_region(const struct gmem_region *region)
-{
-	int err;
-
-	if (!gmem_opts_valid(region, region->size, sizeof(*region)))
-		return gmem_err(-EINVAL, "gmem_pager_add_region: size %zu: expected %zu", region->size,
-				sizeof(*region));
-	if (!region->file || !region->source || region->uffd < 0)
-		return gmem_err(-EINVAL, "gmem_pager_add_region: file, source and uffd are needed");
-	if (!gmem_page_aligned(region->hva) || !gmem_page_aligned(region->source_off) ||
-	    region->hva + region->len < region->hva || region->source_off + region->len < region->source_off)
-		return gmem_err(-EINVAL, "gmem_pager_add_region: hva 0x%llx, source_off 0x%llx: not aligned, or wraps",
-				(unsigned long long)region->hva, (unsigned long long)region->source_off);
-	err = gmem_file_check_range(region->file, "gmem_pager_add_region", region->off, region->len);
-	if (!err)
-		err = gmem_file_check_units(region->file, "gmem_pager_add_region", region->off, region->len);
-	if (!err && (region->hva & (region->file->page_size - 1)))
-		err = gmem_err(-EINVAL, "gmem_pager_add_region: hva 0x%llx: not a multiple of the file's pages of %llu",
-			       (unsigned long long)region->hva, (unsigned long long)region->file->page_size);
-	return err;
-}
-
-/*
- * Is it the descriptor of that region? A number says nothing once the caller has closed it, and every userfault
- * descriptor has an inode of its own; on kernels where they share the anonymous one the number must do, so it must
- * stay open as long as its regions are added to.
- */
-static bool same_uffd(const struct gmem_pager_region *old, const struct gmem_pager_region *new,
-		      const struct stat *shared)
-{
-	if (old->uffd_dev != new->uffd_dev || old->uffd_ino != new->uffd_ino)
-		return false;
-	return shared->st_dev != new->uffd_dev || shared->st_ino != new->uffd_ino ||
-	       old->caller_uffd == new->caller_uffd;
-}
-
-static bool inside(const struct gmem_pager_region *a, const struct gmem_pager_region *b)
-{
-	return a->hva >= b->hva && a->hva + a->len <= b->hva + b->len;
-}
-
-/* Mapped a second time in part, as it was: either serves it. */
-static bool same_bytes(const struct gmem_pager_region *a, const struct gmem_pager_region *b)
-{
-	return a->file == b->file && a->source == b->source && a->off - a->hva == b->off - b->hva &&
-	       a->source_off - a->hva == b->source_off - b->hva;
-}
-
-/* Caller holds pager->m. */
-static int dup_uffd(struct gmem_pager *pager, const struct gmem_region *region, struct gmem_pager_region *new)
-{
-	struct epoll_event ev = { .events = EPOLLIN };
-	uint32_t n = atomic_load(&pager->nregions);
-	struct stat st, shared;
-	int fd;
-
-	if (fstat(region->uffd, &st) || fstat(pager->epoll, &shared))
-		return gmem_err_sys(-errno, "gmem_pager_add_region: uffd %d", region->uffd);
-	new->uffd_dev = st.st_dev;
-	new->uffd_ino = st.st_ino;
-	for (uint32_t i = 0; i < n; i++) {
-		const struct gmem_pager_region *old = pager->regions[i];
-
-		if (!same_uffd(old, new, &shared))
-			continue;
-		new->uffd = old->uffd;
-		if (!atomic_load(&old->gone) && gmem_range_overlaps(old->hva, old->len, new->hva, new->len) &&
-		    !inside(old, new) && !same_bytes(old, new))
-			return gmem_err(-EEXIST, "gmem_pager_add_region: hva 0x%llx: overlaps region %u",
-					(unsigned long long)region->hva, i);
-	}
-	if (new->uffd >= 0) {
-		/* An address has one mapping: what was there before is not any more. */
-		for (uint32_t i = 0; i < n; i++)
-			if (pager->regions[i]->uffd == new->uffd && inside(pager->regions[i], new))
-				atomic_store(&pager->regions[i]->gone, true);
-		return 0;
-	}
-	fd = fcntl(region->uffd, F_DUPFD_CLOEXEC, 0);
-	if (fd < 0)
-		return gmem_err_sys(-errno, "gmem_pager_add_region: uffd %d", region->uffd);
-	ev.data.fd = fd;
-	/* A descriptor that blocks is never ready to poll(2), and would hold the reader up. */
-	if (fcntl(fd, F_SETFL, O_NONBLOCK) || epoll_ctl(pager->epoll, EPOLL_CTL_ADD, fd, &ev)) {
-		int err = gmem_err_sys(-errno, "gmem_pager_add_region: epoll");
-
-		close(fd);
-		return err;
-	}
-	new->uffd = fd;
-	return 0;
-}
-
-static int add_region(struct gmem_pager *pager, const struct gmem_region *region, struct gmem_view *view)
-{
-	struct gmem_pager_region *new;
-	struct gmem_supply *supply;
-	uint32_t n;
-	int err = check_region(region);
-
-	if (err)
-		return err;
-	if (!region->file->ops->can_userfault(region->file, region->off, region->len))
-		return gmem_err(-EINVAL, "gmem_pager_add_region: this file takes no userfaults");
-	new = calloc(1, sizeof(*new));
-	supply = calloc(1, sizeof(*supply));
-	if (!new || !supply) {
-		free(new);
-		free(supply);
-		return gmem_err_sys(-ENOMEM, "gmem_pager_add_region");
-	}
-	*supply = (struct gmem_supply){
-		.off = region->off,
-		.len = region->len,
-		.bring_in = gmem_pager_bring_in,
-		.opaque = new,
-	};
-	new->pager = pager;
-	new->file = region->file;
-	new->hva = region->hva;
-	new->off = region->off;
-	new->len = region->len;
-	new->source_off = region->source_off;
-	new->caller_uffd = region->uffd;
-	new->supply = supply;
-	new->view = view;
-	new->uffd = -1;
-	pthread_mutex_lock(&pager->m);
-	n = atomic_load(&pager->nregions);
-	new->number = n;
-	err = n < GMEM_PAGER_MAX_REGIONS ? dup_uffd(pager, region, new) :
-					   gmem_err(-ENOSPC, "gmem_pager_add_region: %u regions are the most", n);
-	if (!err) {
-		new->source = gmem_source_ref(region->source);
-		gmem_file_get(region->file);
-		pager->regions[n] = new;
-		/* Pairs with the acquire in the reader's find(). */
-		atomic_store_explicit(&pager->nregions, n + 1, memory_order_release);
-	}
-	pthread_mutex_unlock(&pager->m);
-	if (err) {
-		free(supply);
-		free(new);
-		return err;
-	}
-	/* Only now that nothing can fail: guests may ask at once. */
-	gmem_file_supply(region->file, supply);
-	/*
-	 * Faults read before the region was known, by us or by a server that died, are not told again unless their
-	 * touchers wake.
-	 */
-	gmem_sys_uffd_wake(new->uffd, new->hva, new->len);
-	return (int)n;
-}
-
-int gmem_pager_add_region(struct gmem_pager *pager, const struct gmem_region *region)
-{
-	return add_region(pager, region, NULL);
 }
 
 /* One descriptor serves all views of this process. Caller holds pager->m. */
@@ -406,7 +287,7 @@ int gmem_pager_add_view(struct gmem_pager *pager, struct gmem_view *view, struct
 	if (err)
 		return err;
 	region.uffd = serving.uffd;
-	err = add_region(pager, &region, view);
+	err = gmem_pager_add(pager, &region, 1, view);
 	if (err < 0) {
 		gmem_rwlock_lock(lock);
 		gmem_unserve_view(view, &serving);
@@ -437,6 +318,8 @@ int gmem_pager_stats(const struct gmem_pager *pager, struct gmem_pager_stats *st
 		.latency_sum_ns = c->latency_sum_ns,
 		.latency_count = c->latency_count,
 		.user_mode_only = c->user_mode_only,
+		.gave_up = c->gave_up,
+		.pending = atomic_load(&pager->pending),
 	};
 	for (unsigned int i = 0; i < GMEM_LATENCY_BUCKETS; i++)
 		stats->latency[i] = c->latency[i];

@@ -33,6 +33,7 @@ struct gmem_pager_region {
 	uint64_t hva, off, len, source_off;
 	int uffd; /* our duplicate, shared by the regions of one descriptor */
 	int caller_uffd;
+	int pidfd; /* of who maps it; -1: not known */
 	uint64_t uffd_dev, uffd_ino; /* of the descriptor; kernels before 5.12 give all the same */
 	unsigned int number;
 	_Atomic bool gone; /* the process or the mapping is: nothing to serve */
@@ -54,6 +55,7 @@ struct gmem_fault {
 	uint64_t read_ns; /* when its message was read */
 	uint64_t not_before_ns; /* when it is to be tried (again) */
 	uint32_t tries;
+	bool given_up; /* it has been told that nobody serves it, and still waits */
 };
 
 /* What one resolving thread works with. */
@@ -70,6 +72,7 @@ struct gmem_pager_counters {
 		poisoned;
 	_Atomic uint64_t latency[GMEM_LATENCY_BUCKETS], latency_max_ns, latency_sum_ns, latency_count;
 	_Atomic uint32_t user_mode_only;
+	_Atomic uint64_t gave_up;
 };
 
 struct gmem_pager {
@@ -127,6 +130,16 @@ static inline void gmem_pager_count(_Atomic uint64_t *counter, uint64_t n)
 {
 	atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
 }
+
+/* region.c */
+
+/* The file whose states have the journal of this descriptor's messages; NULL: none. */
+struct gmem_file *gmem_pager_anon(struct gmem_pager *pager, int uffd);
+/* [start, end) of the region's process was removed: what meets the region is zero from now on. */
+void gmem_region_removed(struct gmem_pager_region *region, uint64_t start, uint64_t end);
+void gmem_region_free(struct gmem_pager_region *region);
+/* Adds regions, all of one descriptor, or none. The number of the first; `view`: what the only one is of, or NULL. */
+int gmem_pager_add(struct gmem_pager *pager, const struct gmem_region *regions, uint32_t n, struct gmem_view *view);
 
 /* queue.c */
 void gmem_pager_enqueue(struct gmem_pager *pager, const struct gmem_fault *faults, uint32_t n);

@@ -9,15 +9,18 @@
  */
 #include <errno.h>
 #include <sched.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "base/range.h"
 #include "fault/pager.h"
+#include "file/anon.h"
 #include "sys/uffd.h"
 
 #define BATCH 64
+#define JOURNAL (GMEM_STATE_JOURNAL_LEN / sizeof(struct uffd_msg))
 
 /*
  * How long the reader looks for the next message before it sleeps, at most and at least. A message that comes
@@ -79,17 +82,11 @@ static void apply_remove(struct gmem_pager *pager, int uffd, uint64_t start, uin
 	uint32_t n = atomic_load_explicit(&pager->nregions, memory_order_acquire);
 
 	atomic_fetch_add_explicit(&pager->c.removes, 1, memory_order_relaxed);
-	if (!(pager->opts.flags & GMEM_PAGER_REMOVE_DISCARDS))
-		return;
 	for (uint32_t i = 0; i < n; i++) {
 		struct gmem_pager_region *r = pager->regions[i];
-		uint64_t from = gmem_max_u64(start, r->hva);
-		uint64_t to = gmem_min_u64(end, r->hva + r->len);
 
-		if (r->uffd != uffd)
-			continue;
-		for (uint64_t hva = from; hva < to; hva += GMEM_PAGE_SIZE)
-			gmem_state_remove(&r->file->state, (r->off + hva - r->hva) >> GMEM_PAGE_SHIFT);
+		if (r->uffd == uffd && (pager->opts.flags & GMEM_PAGER_REMOVE_DISCARDS || gmem_file_anon(r->file)))
+			gmem_region_removed(r, start, end);
 	}
 }
 
@@ -122,24 +119,42 @@ static void take_fault(struct gmem_pager *pager, int uffd, const struct uffd_msg
 	};
 }
 
+/* One read of a descriptor of another process's own memory. Why a journal, and a lock: file/anon.h. */
+static int read_journaled(struct gmem_pager *pager, int uffd, struct gmem_file *file, struct uffd_msg *msgs)
+{
+	struct uffd_msg *journal = (struct uffd_msg *)file->state.header->journal;
+	int n;
+
+	gmem_rwlock_lock(&file->removals);
+	memset(journal, 0, GMEM_STATE_JOURNAL_LEN);
+	n = gmem_sys_uffd_read(uffd, journal, JOURNAL);
+	for (int i = 0; i < n; i++) {
+		msgs[i] = journal[i];
+		if (msgs[i].event == UFFD_EVENT_REMOVE)
+			apply_remove(pager, uffd, msgs[i].arg.remove.start, msgs[i].arg.remove.end);
+	}
+	gmem_rwlock_unlock(&file->removals);
+	return n;
+}
+
 /* Reads until nothing is queued, so that a removal is applied before any fault that came after it is served. */
 static void drain(struct gmem_pager *pager, int uffd, struct batch *batch)
 {
+	struct gmem_file *anon = gmem_pager_anon(pager, uffd);
+	int most = anon ? (int)JOURNAL : BATCH, n;
 	struct uffd_msg msgs[BATCH];
-	int n;
 
 	do {
 		uint64_t now;
 
-		n = gmem_sys_uffd_read(uffd, msgs, BATCH);
+		n = anon ? read_journaled(pager, uffd, anon, msgs) : gmem_sys_uffd_read(uffd, msgs, BATCH);
 		now = gmem_now_ns();
-		for (int i = 0; i < n; i++) {
+		for (int i = 0; i < n; i++)
 			if (msgs[i].event == UFFD_EVENT_PAGEFAULT)
 				take_fault(pager, uffd, &msgs[i], now, batch);
-			else if (msgs[i].event == UFFD_EVENT_REMOVE)
+			else if (msgs[i].event == UFFD_EVENT_REMOVE && !anon)
 				apply_remove(pager, uffd, msgs[i].arg.remove.start, msgs[i].arg.remove.end);
-		}
-	} while (n == BATCH);
+	} while (n == most);
 }
 
 static void serve(struct gmem_resolver *r, struct batch *batch)

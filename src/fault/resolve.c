@@ -14,7 +14,8 @@
 
 #include "base/err.h"
 #include "base/range.h"
-#include "fault/pager.h"
+#include "fault/resolve.h"
+#include "file/anon.h"
 #include "source/source.h"
 
 int gmem_resolver_init(struct gmem_resolver *r, struct gmem_pager *pager, uint32_t max_pages)
@@ -55,7 +56,7 @@ void gmem_pager_report(struct gmem_pager *pager, enum gmem_pager_event_kind kind
 	pthread_mutex_unlock(&pager->event_m);
 }
 
-static bool lock_file(struct gmem_resolver *r, struct gmem_file *file)
+bool gmem_resolve_lock_file(struct gmem_resolver *r, struct gmem_file *file)
 {
 	if (r->nowait)
 		return gmem_rwlock_trylock_shared(&file->invalidate_lock);
@@ -64,7 +65,7 @@ static bool lock_file(struct gmem_resolver *r, struct gmem_file *file)
 }
 
 /* Told with no lock held: the caller's function may use the file. */
-static int region_gone(struct gmem_resolver *r, struct gmem_pager_region *region)
+int gmem_resolve_gone(struct gmem_resolver *r, struct gmem_pager_region *region)
 {
 	/* The caller's function may take its time: not in the reader. */
 	if (r->nowait)
@@ -104,7 +105,7 @@ static void window_done(struct gmem_pager_region *region, unsigned int slot, uin
 	atomic_store_explicit(&region->streams[slot], next_page << 8 | log2, memory_order_relaxed);
 }
 
-static bool absent(const struct gmem_pager_region *region, uint64_t off)
+bool gmem_resolve_absent(const struct gmem_pager_region *region, uint64_t off)
 {
 	return gmem_word_absent(gmem_state_word(&region->file->state, off >> GMEM_PAGE_SHIFT));
 }
@@ -114,7 +115,7 @@ static uint64_t source_off(const struct gmem_pager_region *region, uint64_t off)
 	return region->source_off + (off - region->off);
 }
 
-static bool known_zero(const struct gmem_resolver *r, const struct gmem_pager_region *region, uint64_t off)
+bool gmem_resolve_known_zero(const struct gmem_resolver *r, const struct gmem_pager_region *region, uint64_t off)
 {
 	return gmem_source_is_zero(region->source, source_off(region, off), GMEM_PAGE_SIZE, r->nowait);
 }
@@ -125,9 +126,10 @@ static void absent_run(const struct gmem_resolver *r, const struct gmem_pager_re
 {
 	uint64_t a = off, b = off + GMEM_PAGE_SIZE;
 
-	while (a > *from && absent(region, a - GMEM_PAGE_SIZE) && known_zero(r, region, a - GMEM_PAGE_SIZE) == zero)
+	while (a > *from && gmem_resolve_absent(region, a - GMEM_PAGE_SIZE) &&
+	       gmem_resolve_known_zero(r, region, a - GMEM_PAGE_SIZE) == zero)
 		a -= GMEM_PAGE_SIZE;
-	while (b < *to && absent(region, b) && known_zero(r, region, b) == zero)
+	while (b < *to && gmem_resolve_absent(region, b) && gmem_resolve_known_zero(r, region, b) == zero)
 		b += GMEM_PAGE_SIZE;
 	*from = a;
 	*to = b;
@@ -155,16 +157,16 @@ static void grow(struct gmem_resolver *r, const struct gmem_pager_region *region
 
 /* ---- bringing in */
 
-/* The bytes will not come, however often they are asked for. Anything else another attempt may not meet. */
-static bool final(int err)
+bool gmem_resolve_final(int err)
 {
 	return err == -EBADMSG || err == -EIO || err == -ENODATA;
 }
 
-static int fetch(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t from, uint64_t to)
+int gmem_resolve_fetch(struct gmem_resolver *r, const struct gmem_pager_region *region, uint64_t from, uint64_t to,
+		       void *into)
 {
-	int err = r->nowait ? gmem_source_read_nowait(region->source, source_off(region, from), r->staging, to - from) :
-			      gmem_source_read(region->source, source_off(region, from), r->staging, to - from);
+	int err = r->nowait ? gmem_source_read_nowait(region->source, source_off(region, from), into, to - from) :
+			      gmem_source_read(region->source, source_off(region, from), into, to - from);
 
 	if (!err)
 		gmem_pager_count(&r->pager->c.read_bytes, to - from);
@@ -182,6 +184,8 @@ static int install(struct gmem_resolver *r, struct gmem_pager_region *region, ui
 	uint64_t off = from;
 	int busy = 0;
 
+	if (gmem_file_anon(region->file))
+		return gmem_copy_in(r, region, from, to, zero);
 	while (off < to) {
 		struct gmem_folio folio;
 		int err = ops->alloc(region->file, off, (uint32_t)((to - off) >> GMEM_PAGE_SHIFT), &folio);
@@ -223,7 +227,7 @@ static int install(struct gmem_resolver *r, struct gmem_pager_region *region, ui
  * Every failed attempt is counted, one a second is told. In the reader none is: a resolver that meets the same does it.
  * The answer is never -EAGAIN or -EBUSY, which mean that it is a matter of microseconds.
  */
-static int report_failure(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t off, int err)
+int gmem_resolve_failed(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t off, int err)
 {
 	uint64_t now = gmem_now_ns(), last = atomic_load(&r->pager->reported_ns);
 
@@ -235,7 +239,7 @@ static int report_failure(struct gmem_resolver *r, struct gmem_pager_region *reg
 	return err == -EAGAIN || err == -EBUSY ? -ETIMEDOUT : err;
 }
 
-static bool expected(int err)
+bool gmem_resolve_expected(int err)
 {
 	return !err || err == -EAGAIN || err == -EBUSY || err == -ENOENT || err == -ESRCH;
 }
@@ -247,27 +251,29 @@ static int map_in_place(struct gmem_resolver *r, struct gmem_pager_region *regio
 	struct gmem_folio folio;
 	int err;
 
-	if (!lock_file(r, region->file))
+	if (!gmem_resolve_lock_file(r, region->file))
 		return -EAGAIN;
 	err = region->file->ops->lookup(region->file, off, (uint32_t)gmem_min_u64(window, left), &folio);
-	if (!err)
+	if (!err && gmem_file_anon(region->file))
+		err = gmem_copy_zero(r, region, off);
+	else if (!err)
 		err = gmem_resolve_map(r, region, off, (uint64_t)folio.npages << GMEM_PAGE_SHIFT);
 	else if (err == -EHWPOISON)
 		err = gmem_resolve_mark_poisoned(r, region, off);
 	gmem_rwlock_unlock_shared(&region->file->invalidate_lock);
 	if (err == -ESRCH)
-		return region_gone(r, region);
-	return expected(err) ? err : report_failure(r, region, off, err);
+		return gmem_resolve_gone(r, region);
+	return gmem_resolve_expected(err) ? err : gmem_resolve_failed(r, region, off, err);
 }
 
 /* A page whose bytes the source cannot give, ever. */
-static int lose_page(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t off, int error)
+int gmem_resolve_lose(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t off, int error)
 {
 	char text[512];
 	int lost;
 
 	snprintf(text, sizeof(text), "%s", gmem_last_error());
-	if (!lock_file(r, region->file))
+	if (!gmem_resolve_lock_file(r, region->file))
 		return -EAGAIN;
 	lost = gmem_file_poison_page(region->file, off);
 	gmem_rwlock_unlock_shared(&region->file->invalidate_lock);
@@ -287,26 +293,26 @@ static int lose_page(struct gmem_resolver *r, struct gmem_pager_region *region, 
 static int bring_in(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t off, uint64_t from, uint64_t to,
 		    bool zero)
 {
-	int err = zero ? 0 : fetch(r, region, from, to);
+	int err = zero ? 0 : gmem_resolve_fetch(r, region, from, to, r->staging);
 
 	if (err && r->nowait)
 		return -EAGAIN;
 	if (err && to - from > GMEM_PAGE_SIZE) {
 		from = off;
 		to = off + GMEM_PAGE_SIZE;
-		err = fetch(r, region, from, to);
+		err = gmem_resolve_fetch(r, region, from, to, r->staging);
 	}
-	if (err && final(err))
-		return lose_page(r, region, off, err);
+	if (err && gmem_resolve_final(err))
+		return gmem_resolve_lose(r, region, off, err);
 	if (err)
-		return report_failure(r, region, off, err);
-	if (!lock_file(r, region->file))
+		return gmem_resolve_failed(r, region, off, err);
+	if (!gmem_resolve_lock_file(r, region->file))
 		return -EAGAIN;
 	err = install(r, region, from, to, zero);
 	gmem_rwlock_unlock_shared(&region->file->invalidate_lock);
 	if (err == -ESRCH)
-		return region_gone(r, region);
-	return expected(err) ? err : report_failure(r, region, off, err);
+		return gmem_resolve_gone(r, region);
+	return gmem_resolve_expected(err) ? err : gmem_resolve_failed(r, region, off, err);
 }
 
 /* ---- huge pages: all of one is brought in before any of it is mapped */
@@ -319,7 +325,7 @@ static int bring_in_unit(struct gmem_resolver *r, struct gmem_pager_region *regi
 	while (off < end && !err) {
 		bool zero;
 
-		if (!absent(region, off)) {
+		if (!gmem_resolve_absent(region, off)) {
 			off += GMEM_PAGE_SIZE;
 			continue;
 		}
@@ -328,7 +334,7 @@ static int bring_in_unit(struct gmem_resolver *r, struct gmem_pager_region *regi
 			return -EBUSY;
 		from = off;
 		to = gmem_min_u64(end, off + (uint64_t)r->max_pages * GMEM_PAGE_SIZE);
-		zero = known_zero(r, region, off);
+		zero = gmem_resolve_known_zero(r, region, off);
 		absent_run(r, region, off, zero, &from, &to);
 		err = bring_in(r, region, off, from, to, zero);
 	}
@@ -340,7 +346,7 @@ static int map_unit(struct gmem_resolver *r, struct gmem_pager_region *region, u
 {
 	int err;
 
-	if (!lock_file(r, region->file))
+	if (!gmem_resolve_lock_file(r, region->file))
 		return -EAGAIN;
 	switch (gmem_file_unit(region->file, base)) {
 	case GMEM_UNIT_IN_PLACE:
@@ -354,14 +360,16 @@ static int map_unit(struct gmem_resolver *r, struct gmem_pager_region *region, u
 	}
 	gmem_rwlock_unlock_shared(&region->file->invalidate_lock);
 	if (err == -ESRCH)
-		return region_gone(r, region);
-	return expected(err) ? err : report_failure(r, region, base, err);
+		return gmem_resolve_gone(r, region);
+	return gmem_resolve_expected(err) ? err : gmem_resolve_failed(r, region, base, err);
 }
 
 static int resolve_unit(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t base)
 {
 	int err = 0;
 
+	if (gmem_file_anon(region->file))
+		return gmem_copy_unit(r, region, base);
 	/* Too much for the reader, who has others to read. */
 	if (r->nowait && gmem_file_unit(region->file, base) != GMEM_UNIT_IN_PLACE)
 		return -EAGAIN;
@@ -379,9 +387,10 @@ static int64_t fill_unit(struct gmem_resolver *r, struct gmem_pager_region *regi
 	int err;
 
 	for (uint64_t off = base; off < end; off += GMEM_PAGE_SIZE) {
-		if (!absent(region, off))
+		if (!gmem_resolve_absent(region, off))
 			continue;
-		if (known_zero(r, region, off) && gmem_state_zero(&region->file->state, off >> GMEM_PAGE_SHIFT))
+		if (gmem_resolve_known_zero(r, region, off) &&
+		    gmem_state_zero(&region->file->state, off >> GMEM_PAGE_SHIFT))
 			gmem_pager_count(&r->pager->c.zero_pages, 1);
 		else
 			left++;
@@ -404,13 +413,13 @@ int gmem_resolve_fault(struct gmem_resolver *r, struct gmem_pager_region *region
 		return resolve_unit(r, region, gmem_file_unit_off(region->file, off));
 	window = window_for(region, off >> GMEM_PAGE_SHIFT, &slot);
 	to = gmem_min_u64(off + (uint64_t)window * GMEM_PAGE_SIZE, region->off + region->len);
-	if (!absent(region, off)) {
+	if (!gmem_resolve_absent(region, off)) {
 		err = map_in_place(r, region, off, window);
 	} else if (gmem_word_locked(gmem_state_word(&region->file->state, off >> GMEM_PAGE_SHIFT),
 				    gmem_file_generation(region->file))) {
 		return -EBUSY;
 	} else {
-		zero = known_zero(r, region, off);
+		zero = gmem_resolve_known_zero(r, region, off);
 		if (!zero)
 			grow(r, region, off, &from, &to);
 		absent_run(r, region, off, zero, &from, &to);
@@ -432,9 +441,10 @@ int64_t gmem_resolve_fill(struct gmem_resolver *r, struct gmem_pager_region *reg
 		return fill_unit(r, region, off);
 	/* Zero pages need no memory until somebody touches them. */
 	for (; at < end; at += GMEM_PAGE_SIZE) {
-		if (!absent(region, at))
+		if (!gmem_resolve_absent(region, at))
 			continue;
-		if (!known_zero(r, region, at) || !gmem_state_zero(&region->file->state, at >> GMEM_PAGE_SHIFT))
+		if (!gmem_resolve_known_zero(r, region, at) ||
+		    !gmem_state_zero(&region->file->state, at >> GMEM_PAGE_SHIFT))
 			break;
 		gmem_pager_count(&r->pager->c.zero_pages, 1);
 	}
@@ -443,8 +453,8 @@ int64_t gmem_resolve_fill(struct gmem_resolver *r, struct gmem_pager_region *reg
 	from = at;
 	to = gmem_min_u64(end, at + (uint64_t)r->max_pages * GMEM_PAGE_SIZE);
 	/* A zero page that a dead server had locked is written out; it is the only kind that gets here. */
-	absent_run(r, region, at, known_zero(r, region, at), &from, &to);
-	err = bring_in(r, region, at, from, to, known_zero(r, region, at));
+	absent_run(r, region, at, gmem_resolve_known_zero(r, region, at), &from, &to);
+	err = bring_in(r, region, at, from, to, gmem_resolve_known_zero(r, region, at));
 	if (err)
 		return err;
 	return (int64_t)((to - off) >> GMEM_PAGE_SHIFT);

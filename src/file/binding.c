@@ -8,6 +8,7 @@
 
 #include "base/err.h"
 #include "base/range.h"
+#include "file/anon.h"
 #include "file/tenure.h"
 
 #define WINDOW_ALIGN (2ull << 20) /* of a large leaf */
@@ -68,8 +69,10 @@ static bool take_out(struct gmem_bindings *all, const struct gmem_binding *b)
 
 int gmem_file_bind(struct gmem_file *file, struct gmem_binding *b)
 {
-	int err = 0;
+	int err = gmem_file_check_bytes(file, "memslot");
 
+	if (err)
+		return err;
 	gmem_rwlock_lock(&file->invalidate_lock);
 	if (file->engine == GMEM_ENGINE_KERNEL && has_private(file))
 		err = gmem_err(-EOPNOTSUPP,

@@ -12,7 +12,7 @@
 
 #include "base/err.h"
 #include "base/range.h"
-#include "file/file.h"
+#include "file/anon.h"
 #include "file/place.h"
 
 #define REHOME_LEN (2ull << 20) /* a large page of shared memory: given up whole, or not at all */
@@ -378,6 +378,8 @@ int gmem_file_set_attributes(struct gmem_file *file, uint64_t off, uint64_t len,
 	uint64_t at = off;
 	int err = check(file, off, len, attributes);
 
+	if (!err)
+		err = gmem_file_check_bytes(file, "gmem_file_set_attributes");
 	if (err)
 		return err;
 	if (!gmem_file_ours(file))

@@ -50,7 +50,8 @@ void gmem_file_set_backing(struct gmem_file *file)
 	bool huge = file->flags & GMEM_FILE_HUGETLB;
 
 	file->page_size = huge ? GMEM_HUGE_SIZE : GMEM_PAGE_SIZE;
-	file->ops = file->engine == GMEM_ENGINE_KERNEL ? &gmem_guest_memfd_backing :
+	file->ops = file->flags & GMEM_FILE_ANON       ? &gmem_anon_backing :
+		    file->engine == GMEM_ENGINE_KERNEL ? &gmem_guest_memfd_backing :
 		    huge			       ? &gmem_hugetlb_backing :
 		    file->flags & GMEM_FILE_COARSE     ? &gmem_coarse_memfd_backing :
 							 &gmem_memfd_backing;

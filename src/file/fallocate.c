@@ -5,7 +5,7 @@
 
 #include "base/err.h"
 #include "base/range.h"
-#include "file/file.h"
+#include "file/anon.h"
 #include "sys/hugepages.h"
 #include "sys/uapi.h"
 
@@ -123,8 +123,11 @@ int gmem_file_fallocate(struct gmem_file *file, int mode, int64_t off, int64_t l
 {
 	uint64_t from = (uint64_t)off, end = from + (uint64_t)len;
 	const char *why;
-	int err = check(file, mode, off, len, &why);
+	int err = gmem_file_check_bytes(file, "gmem_file_fallocate");
 
+	if (err)
+		return err;
+	err = check(file, mode, off, len, &why);
 	if (err)
 		return gmem_err(err, "gmem_file_fallocate: mode 0x%x, off 0x%llx, len 0x%llx: %s", (unsigned int)mode,
 				(unsigned long long)off, (unsigned long long)len, why);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "file/file.h"
+#include "file/anon.h"
 #include "file/tenure.h"
 
 #include <errno.h>
@@ -57,7 +57,7 @@ static struct gmem_file_own *map_own(void)
 	return own;
 }
 
-static struct gmem_file *new_file(void)
+struct gmem_file *gmem_file_new(void)
 {
 	struct gmem_file *file = calloc(1, sizeof(*file));
 
@@ -66,6 +66,7 @@ static struct gmem_file *new_file(void)
 	file->own = map_own();
 	file->pid = getpid();
 	gmem_rwlock_init(&file->invalidate_lock, GMEM_LOCK_INVALIDATE);
+	gmem_rwlock_init(&file->removals, GMEM_LOCK_LEAF);
 	pthread_mutex_init(&file->gates_m, NULL);
 	file->fd = -1;
 	file->kvm_vm = -1;
@@ -88,7 +89,7 @@ int gmem_file_create(uint64_t len, const struct gmem_file_opts *opts, struct gme
 	err = check_opts(len, opts);
 	if (err)
 		return err;
-	file = new_file();
+	file = gmem_file_new();
 	if (!file)
 		return gmem_err_sys(-ENOMEM, "gmem_file_create");
 	snprintf(name, sizeof(name), "gmem-%s", opts && opts->name ? opts->name : "ram");
@@ -141,7 +142,7 @@ static int open_as(uint32_t use, int fd, int state_fd, struct gmem_file **ret)
 
 	if (fstat(fd, &st))
 		return gmem_err_sys(-errno, "gmem_file_open: memory");
-	file = new_file();
+	file = gmem_file_new();
 	if (!file)
 		return gmem_err_sys(-ENOMEM, "gmem_file_open");
 	err = gmem_state_open(&file->state, state_fd);
@@ -245,8 +246,10 @@ static void destroy(struct gmem_file *file)
 		close(file->empty_fd);
 	if (file->gates_uffd >= 0)
 		close(file->gates_uffd);
-	if (ours)
+	if (ours) {
+		gmem_rwlock_destroy(&file->removals);
 		gmem_rwlock_destroy(&file->invalidate_lock);
+	}
 	pthread_mutex_destroy(&file->gates_m);
 	free(file);
 }
@@ -363,11 +366,11 @@ static uint64_t resident(const struct gmem_file *file, const struct stat *st)
 int gmem_file_query(const struct gmem_file *file, struct gmem_file_counts *counts)
 {
 	struct gmem_file_counts c = { .size = sizeof(c) };
-	struct stat st;
+	struct stat st = { 0 };
 
 	if (counts->size < sizeof(c))
 		return gmem_err(-EINVAL, "gmem_file_query: size %zu: expected %zu", counts->size, sizeof(c));
-	if (fstat(file->fd, &st))
+	if (!gmem_file_anon(file) && fstat(file->fd, &st))
 		return gmem_err_sys(-errno, "gmem_file_query");
 	for (uint64_t page = 0; page < file->state.npages; page++) {
 		if (page % (GMEM_PAGE_SIZE / sizeof(uint32_t)) == 0) {

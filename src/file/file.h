@@ -167,6 +167,7 @@ struct gmem_file_own {
 
 struct gmem_file {
 	struct gmem_rwlock invalidate_lock;
+	struct gmem_rwlock removals; /* GMEM_FILE_ANON: see anon.h */
 	const struct gmem_backing_ops *ops; /* never changes */
 	struct gmem_state state;
 	uint64_t len;
@@ -204,11 +205,17 @@ struct gmem_file {
 
 /* In file->flags: small pages that may get memory by the large one, see coarse.c. Never the caller's. */
 #define GMEM_FILE_COARSE (1u << 31)
+/* Another process's memory, see anon.h; with HUGETLB: of huge pages. Never the caller's. */
+#define GMEM_FILE_ANON (1u << 30)
 
 extern const struct gmem_backing_ops gmem_memfd_backing; /* user engine */
 extern const struct gmem_backing_ops gmem_coarse_memfd_backing; /* user engine, GMEM_FILE_COARSE */
 extern const struct gmem_backing_ops gmem_guest_memfd_backing; /* kernel engine */
 extern const struct gmem_backing_ops gmem_hugetlb_backing; /* user engine, GMEM_FILE_HUGETLB */
+extern const struct gmem_backing_ops gmem_anon_backing; /* GMEM_FILE_ANON */
+
+/* An object with nothing in it but its locks; NULL: no memory. */
+struct gmem_file *gmem_file_new(void);
 
 /* Sets the table and the page size that go with a file's engine and flags. */
 void gmem_file_set_backing(struct gmem_file *file);

@@ -8,7 +8,7 @@
 
 #include "base/err.h"
 #include "base/range.h"
-#include "file/file.h"
+#include "file/anon.h"
 
 /* A page lock is held for the time of a copy, or until its dead holder is fenced. */
 void gmem_file_wait_for_page(struct gmem_file *file, uint64_t off)
@@ -23,6 +23,8 @@ int gmem_file_punch(struct gmem_file *file, uint64_t off, uint64_t len)
 {
 	int err = gmem_file_check_range(file, "gmem_file_punch", off, len);
 
+	if (!err)
+		err = gmem_file_check_bytes(file, "gmem_file_punch");
 	if (err)
 		return err;
 	/*
@@ -92,7 +94,7 @@ static int check_io(const struct gmem_file *file, const char *who, uint64_t off,
 	if (!gmem_range_inside(off, len, file->len))
 		return gmem_err(-ERANGE, "%s: off 0x%llx, len 0x%zx: past the end (0x%llx)", who,
 				(unsigned long long)off, len, (unsigned long long)file->len);
-	return 0;
+	return gmem_file_check_bytes(file, who);
 }
 
 static int refuse_private(const struct gmem_file *file, const char *who, uint64_t page)

@@ -6,7 +6,7 @@
 
 #include "base/err.h"
 #include "base/range.h"
-#include "file/file.h"
+#include "file/anon.h"
 
 /* Sparse, and this process's own: a pin must not outlive who has it. */
 static _Atomic uint32_t *counts(struct gmem_file *file)
@@ -52,6 +52,8 @@ int gmem_file_pin(struct gmem_file *file, uint64_t off, uint64_t len)
 {
 	int err = gmem_file_check_range(file, "gmem_file_pin", off, len);
 
+	if (!err)
+		err = gmem_file_check_bytes(file, "gmem_file_pin");
 	if (err)
 		return err;
 	if (!gmem_file_ours(file))

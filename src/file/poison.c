@@ -13,7 +13,7 @@
 
 #include "base/err.h"
 #include "base/range.h"
-#include "file/file.h"
+#include "file/anon.h"
 
 /* The first of several errors, with its text. */
 struct first_error {
@@ -161,6 +161,8 @@ int gmem_file_poison(struct gmem_file *file, uint64_t off, uint64_t len)
 {
 	int err = gmem_file_check_range(file, "gmem_file_poison", off, len);
 
+	if (!err)
+		err = gmem_file_check_bytes(file, "gmem_file_poison");
 	if (err)
 		return err;
 	if (!gmem_file_ours(file))

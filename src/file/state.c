@@ -61,21 +61,17 @@ static void set_pages(struct gmem_state *s, uint64_t npages)
 	s->peers = (char *)s->header + peers_at(npages);
 }
 
-int gmem_state_create(struct gmem_state *s, uint64_t npages, bool init_private)
+/* Takes fd, on success. */
+static int begin(struct gmem_state *s, int fd, uint64_t npages, bool init_private)
 {
-	uint64_t len = table_len(npages), cookie;
-	int fd, err;
+	uint64_t cookie;
+	int err;
 
 	if (getrandom(&cookie, sizeof(cookie), 0) != sizeof(cookie))
 		return gmem_err_sys(-errno, "page-state table: random number");
-	fd = gmem_memfd_create("gmem-state", len);
-	if (fd < 0)
-		return gmem_err_sys(fd, "page-state table of %llu bytes", (unsigned long long)len);
-	err = map(s, fd, len);
-	if (err) {
-		close(fd);
+	err = map(s, fd, table_len(npages));
+	if (err)
 		return err;
-	}
 	s->header->init_private = init_private;
 	set_pages(s, npages);
 	s->header->magic = GMEM_STATE_MAGIC;
@@ -87,24 +83,36 @@ int gmem_state_create(struct gmem_state *s, uint64_t npages, bool init_private)
 	return 0;
 }
 
-int gmem_state_open(struct gmem_state *s, int fd)
+int gmem_state_create(struct gmem_state *s, uint64_t npages, bool init_private)
 {
-	struct stat st;
-	int own, err;
+	uint64_t len = table_len(npages);
+	int fd, err;
 
-	if (fstat(fd, &st))
-		return gmem_err_sys(-errno, "page-state table");
-	if (!S_ISREG(st.st_mode) || st.st_size < (off_t)(GMEM_STATE_HEADER_LEN + sizeof(uint32_t)))
-		return gmem_err(-EINVAL, "page-state table: not one (%lld bytes)", (long long)st.st_size);
-	/* Without these seals the other side could shrink it under us: SIGBUS. */
-	if ((fcntl(fd, F_GET_SEALS) & F_SEAL_SHRINK) != F_SEAL_SHRINK)
-		return gmem_err(-EINVAL, "page-state table: not a sealed memory file");
-	own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
-	if (own < 0)
-		return gmem_err_sys(-errno, "page-state table");
-	err = map(s, own, (uint64_t)st.st_size);
+	fd = gmem_memfd_create("gmem-state", len);
+	if (fd < 0)
+		return gmem_err_sys(fd, "page-state table of %llu bytes", (unsigned long long)len);
+	err = begin(s, fd, npages, init_private);
 	if (err)
-		goto out_close;
+		close(fd);
+	return err;
+}
+
+int gmem_state_create_in(struct gmem_state *s, int fd, uint64_t npages)
+{
+	uint64_t len = table_len(npages);
+
+	if (ftruncate(fd, (off_t)len))
+		return gmem_err_sys(-errno, "page-state table of %llu bytes", (unsigned long long)len);
+	return begin(s, fd, npages, false);
+}
+
+/* Takes fd, on success. */
+static int take_up(struct gmem_state *s, int fd, uint64_t size)
+{
+	int err = map(s, fd, size);
+
+	if (err)
+		return err;
 	err = -EINVAL;
 	if (s->header->magic != GMEM_STATE_MAGIC) {
 		gmem_err(err, "page-state table: no magic number");
@@ -116,9 +124,9 @@ int gmem_state_open(struct gmem_state *s, int fd)
 		goto out_unmap;
 	}
 	s->npages = s->header->npages;
-	if (s->npages > (uint64_t)st.st_size / sizeof(uint32_t) || table_len(s->npages) != (uint64_t)st.st_size) {
-		gmem_err(err, "page-state table: says %llu pages in %lld bytes", (unsigned long long)s->npages,
-			 (long long)st.st_size);
+	if (s->npages > size / sizeof(uint32_t) || table_len(s->npages) != size) {
+		gmem_err(err, "page-state table: says %llu pages in %llu bytes", (unsigned long long)s->npages,
+			 (unsigned long long)size);
 		goto out_unmap;
 	}
 	set_pages(s, s->npages);
@@ -126,10 +134,47 @@ int gmem_state_open(struct gmem_state *s, int fd)
 
 out_unmap:
 	munmap(s->header, s->map_len);
-out_close:
-	close(own);
 	*s = (struct gmem_state){ .fd = -1 };
 	return err;
+}
+
+static int size_of(int fd, uint64_t *ret)
+{
+	struct stat st;
+
+	if (fstat(fd, &st))
+		return gmem_err_sys(-errno, "page-state table");
+	if (!S_ISREG(st.st_mode) || st.st_size < (off_t)(GMEM_STATE_HEADER_LEN + sizeof(uint32_t)))
+		return gmem_err(-EINVAL, "page-state table: not one (%lld bytes)", (long long)st.st_size);
+	*ret = (uint64_t)st.st_size;
+	return 0;
+}
+
+int gmem_state_open(struct gmem_state *s, int fd)
+{
+	uint64_t size;
+	int own, err = size_of(fd, &size);
+
+	if (err)
+		return err;
+	/* Without these seals the other side could shrink it under us: SIGBUS. */
+	if ((fcntl(fd, F_GET_SEALS) & F_SEAL_SHRINK) != F_SEAL_SHRINK)
+		return gmem_err(-EINVAL, "page-state table: not a sealed memory file");
+	own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	if (own < 0)
+		return gmem_err_sys(-errno, "page-state table");
+	err = take_up(s, own, size);
+	if (err)
+		close(own);
+	return err;
+}
+
+int gmem_state_open_in(struct gmem_state *s, int fd)
+{
+	uint64_t size;
+	int err = size_of(fd, &size);
+
+	return err ? err : take_up(s, fd, size);
 }
 
 void gmem_state_close(struct gmem_state *s)

@@ -31,9 +31,10 @@
 #include "gmem.h"
 
 #define GMEM_STATE_MAGIC 0x45544154534d4547ull /* "GEMSTATE" */
-#define GMEM_STATE_VERSION 5u
+#define GMEM_STATE_VERSION 6u
 #define GMEM_STATE_MAX_REGIONS 32u
 #define GMEM_STATE_MAX_PEERS 32u
+#define GMEM_STATE_JOURNAL_LEN 1024u /* bytes: 32 messages of a userfault descriptor */
 #define GMEM_STATE_PEER_LEN 16384u /* bytes of the table's file for each: struct gmem_peer_page */
 
 #define GMEM_WORD_CONTENT 0x3u /* mask */
@@ -89,6 +90,8 @@ struct gmem_state_header {
 		image_size; /* of the image, so that another file under its name is not taken for it */
 	int64_t image_mtime_ns;
 	char image_path[1024];
+	/* GMEM_FILE_ANON: messages that a server has read and may not have applied yet, see anon.h. */
+	_Alignas(8) char journal[GMEM_STATE_JOURNAL_LEN];
 };
 
 #define GMEM_STATE_HEADER_LEN 4096u
@@ -110,6 +113,12 @@ struct gmem_state {
 int gmem_state_create(struct gmem_state *s, uint64_t npages, bool init_private);
 /* Maps an existing one; borrows and duplicates fd. -EPROTONOSUPPORT, -EINVAL. */
 int gmem_state_open(struct gmem_state *s, int fd);
+/*
+ * The same in a file that the caller has, empty or not, and that nobody but servers can write to: no seal keeps it
+ * whole. Both take fd on success.
+ */
+int gmem_state_create_in(struct gmem_state *s, int fd, uint64_t npages);
+int gmem_state_open_in(struct gmem_state *s, int fd);
 void gmem_state_close(struct gmem_state *s);
 
 /* True if the server that a table names is alive. */

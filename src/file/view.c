@@ -6,7 +6,7 @@
 
 #include "base/err.h"
 #include "base/range.h"
-#include "file/file.h"
+#include "file/anon.h"
 #include "file/place.h"
 #include "sys/hugepages.h"
 #include "sys/uffd.h"
@@ -114,6 +114,8 @@ static int check_map(struct gmem_file *file, uint64_t off, uint64_t len, int pro
 		return gmem_err(-EINVAL, "gmem_view_map: off 0x%llx, len 0x%llx: not multiples of %u, or empty",
 				(unsigned long long)off, (unsigned long long)len, GMEM_PAGE_SIZE);
 	err = gmem_file_check_units(file, "gmem_view_map", off, len);
+	if (!err)
+		err = gmem_file_check_bytes(file, "gmem_view_map");
 	if (err)
 		return err;
 	if (prot & ~(PROT_READ | PROT_WRITE))
