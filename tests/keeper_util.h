@@ -45,18 +45,6 @@ struct stage {
 	pid_t k, v;
 };
 
-#define WAIT_FOR(cond)                                                       \
-	do {                                                                 \
-		uint64_t end_ = now_ms() + (tap_slow() ? 160000 : 20000);    \
-		while (!(cond)) {                                            \
-			if (tap_shared && tap_shared->outcome == TAP_FAILED) \
-				FAIL("stopped: another process has failed"); \
-			if (now_ms() > end_)                                 \
-				FAIL("waited too long for: %s", #cond);      \
-			usleep(300);                                         \
-		}                                                            \
-	} while (0)
-
 /* Memory number i of the image is made of word_at(i, ...). */
 static inline void write_image(const char *path, uint32_t nfiles, uint64_t len)
 {

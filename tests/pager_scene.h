@@ -87,7 +87,7 @@ static inline struct gmem_source *source_of(struct src *s)
 /* ---- what the pager tells */
 
 struct told {
-	_Atomic unsigned int n[5];
+	_Atomic unsigned int n[8];
 	_Atomic int error;
 	_Atomic uint64_t off;
 	char text[200];

@@ -144,4 +144,16 @@ static inline void kill_and_wait(pid_t pid)
 	CHECK_EQ(waitpid(pid, &status, 0), pid);
 }
 
+#define WAIT_FOR(cond)                                                       \
+	do {                                                                 \
+		uint64_t end_ = now_ms() + (tap_slow() ? 160000 : 20000);    \
+		while (!(cond)) {                                            \
+			if (tap_shared && tap_shared->outcome == TAP_FAILED) \
+				FAIL("stopped: another process has failed"); \
+			if (now_ms() > end_)                                 \
+				FAIL("waited too long for: %s", #cond);      \
+			usleep(300);                                         \
+		}                                                            \
+	} while (0)
+
 #endif

@@ -12,7 +12,7 @@
 #include "base/range.h"
 #include "fault/resolve.h"
 #include "file/anon.h"
-#include "source/source.h"
+#include "sys/hugepages.h"
 #include "sys/uffd.h"
 
 /* Of one hold of `removals`, for which the reader may have to wait. */
@@ -225,8 +225,19 @@ static int more_staging(struct gmem_resolver *r, uint64_t len)
 	return 0;
 }
 
+/* Which pages of a huge one were staged from the source. */
+struct staged {
+	uint64_t bits[GMEM_HUGE_SIZE / GMEM_PAGE_SIZE / 64];
+};
+
+static bool is_staged(const struct staged *s, uint64_t i)
+{
+	return s->bits[i / 64] >> i % 64 & 1;
+}
+
 /* The bytes of a huge page; what was removed of it, or is known to be zero, is. */
-static int stage_unit(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t base, uint64_t *ret_bad)
+static int stage_unit(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t base, struct staged *staged,
+		      uint64_t *ret_bad)
 {
 	uint64_t end = base + region->file->page_size, off = base, to;
 	int err = 0;
@@ -238,6 +249,8 @@ static int stage_unit(struct gmem_resolver *r, struct gmem_pager_region *region,
 		to = off + GMEM_PAGE_SIZE;
 		while (to < end && read == (gmem_resolve_absent(region, to) && !gmem_resolve_known_zero(r, region, to)))
 			to += GMEM_PAGE_SIZE;
+		for (uint64_t i = (off - base) >> GMEM_PAGE_SHIFT; read && i < (to - base) >> GMEM_PAGE_SHIFT; i++)
+			staged->bits[i / 64] |= 1ull << i % 64;
 		if (read)
 			err = gmem_resolve_fetch(r, region, off, to, at);
 		else
@@ -248,7 +261,8 @@ static int stage_unit(struct gmem_resolver *r, struct gmem_pager_region *region,
 	return err;
 }
 
-static int put_unit(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t base)
+static int put_unit(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t base,
+		    const struct staged *staged)
 {
 	uint64_t end = base + region->file->page_size, off = base;
 	struct gmem_file *file = region->file;
@@ -258,12 +272,15 @@ static int put_unit(struct gmem_resolver *r, struct gmem_pager_region *region, u
 		enum gmem_state_lock why = GMEM_STATE_LOCKED;
 
 		off = lock_run(file, off, end, &why);
-		if (why == GMEM_STATE_BUSY || why == GMEM_STATE_BAD) {
+		if (why == GMEM_STATE_LOCKED)
+			break;
+		/* Also one that was removed since its bytes were fetched: all of it again, with zeroes there. */
+		if (why == GMEM_STATE_BUSY || why == GMEM_STATE_BAD ||
+		    is_staged(staged, (off - base) >> GMEM_PAGE_SHIFT)) {
 			give_back(file, base, off - base);
 			return -EAGAIN;
 		}
-		if (why != GMEM_STATE_LOCKED)
-			off += GMEM_PAGE_SIZE;
+		off += GMEM_PAGE_SIZE;
 	}
 	err = copy_run(r, region, base, end, r->staging);
 	return err == -ECANCELED ? -EAGAIN : err;
@@ -271,16 +288,20 @@ static int put_unit(struct gmem_resolver *r, struct gmem_pager_region *region, u
 
 static int bring_in_unit(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t base)
 {
+	struct staged staged = { .bits = { 0 } };
 	uint64_t bad = base;
-	int err = stage_unit(r, region, base, &bad);
+	int err = stage_unit(r, region, base, &staged, &bad);
 
-	if (err && gmem_resolve_final(err))
-		return gmem_resolve_lose(r, region, bad, err);
+	if (err && gmem_resolve_final(err)) {
+		err = gmem_resolve_lose(r, region, bad, err);
+		/* By which all of it is. */
+		return err ? err : gmem_resolve_mark_poisoned(r, region, base);
+	}
 	if (err)
 		return gmem_resolve_failed(r, region, bad, err);
 	if (!gmem_resolve_lock_file(r, region->file))
 		return -EAGAIN;
-	err = put_unit(r, region, base);
+	err = put_unit(r, region, base, &staged);
 	gmem_rwlock_unlock_shared(&region->file->invalidate_lock);
 	return err;
 }
