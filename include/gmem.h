@@ -1247,7 +1247,10 @@ struct gmem_pager_opts {
  */
 #define GMEM_PAGER_REMOVE_DISCARDS (1u << 0)
 
-/* `opts` may be NULL. -EINVAL (size, flags, policy, more than 64 resolvers), -ENOMEM, -EMFILE, -ENFILE, -EAGAIN (threads). */
+/*
+ * `opts` may be NULL. -EINVAL (size, flags, policy, more than 64 resolvers), -ENOMEM, -EMFILE, -ENFILE, -EAGAIN
+ * (threads).
+ */
 int gmem_pager_create(const struct gmem_pager_opts *opts, struct gmem_pager **ret);
 
 /*

@@ -149,7 +149,7 @@ static int ends(struct anon_program *a)
 
 static int policy(enum gmem_pager_policy policy, int err, int left, uint64_t unit, struct told *told)
 {
-	struct gmem_pager_opts o = { .size = sizeof(o), .resolvers = 1, .patience_ms = 50, .policy = policy };
+	struct gmem_pager_opts o = { .size = sizeof(o), .resolvers = 1, .policy = policy };
 	uint64_t npages = unit / P * 4, page = unit > P ? 2 * unit / P + 5 : 2;
 	struct src src = SRC(.id = ID, .bad_page = page, .bad_err = err, .bad_left = left);
 	struct anon_program a = touch_one(npages, unit, page);
@@ -160,6 +160,7 @@ static int policy(enum gmem_pager_policy policy, int err, int left, uint64_t uni
 	struct gmem_file *file;
 
 	CHECK(pidfd >= 0);
+	o.patience_ms = left < INT32_MAX ? 20000 : 50;
 	o.event = on_event;
 	o.opaque = told;
 	CHECK_OK(gmem_pager_create(&o, &pager));
@@ -177,26 +178,32 @@ static int policy(enum gmem_pager_policy policy, int err, int left, uint64_t uni
 }
 
 /* A source that says "not now" is waited for, then the page is poisoned, or its process killed. Never zero. */
+static void be_patient(uint64_t unit)
+{
+	struct told told[4] = { { .error = 0 } };
+
+	CHECK_EQ(policy(GMEM_PAGER_POISON, -ETIMEDOUT, INT32_MAX, unit, &told[0]), 2);
+	CHECK_EQ(atomic_load(&told[0].n[GMEM_PAGER_GAVE_UP]), 1);
+	CHECK_EQ(atomic_load(&told[0].n[GMEM_PAGER_POISONED]), 1);
+	CHECK_EQ(policy(GMEM_PAGER_KILL, -ETIMEDOUT, INT32_MAX, unit, &told[1]), -SIGKILL);
+	CHECK_EQ(atomic_load(&told[1].n[GMEM_PAGER_GAVE_UP]), 1);
+	/* It comes in time, or late and is waited for. */
+	CHECK_EQ(policy(GMEM_PAGER_POISON, -ETIMEDOUT, 3, unit, &told[2]), 0);
+	CHECK_EQ(policy(GMEM_PAGER_WAIT, -ETIMEDOUT, 14, unit, &told[3]), 0);
+	CHECK_EQ(atomic_load(&told[3].n[GMEM_PAGER_GAVE_UP]), 0);
+	/* One that will never come is poisoned at once, whatever the policy. */
+	CHECK_EQ(policy(GMEM_PAGER_WAIT, -EBADMSG, INT32_MAX, unit, &told[3]), 2);
+}
+
 TEST_TIMEOUT(patience, 60)
 {
-	for (int huge = 0; huge < 2; huge++) {
-		uint64_t unit = huge ? GMEM_HUGE_SIZE : P;
-		struct told told[4] = { { .error = 0 } };
+	be_patient(P);
+}
 
-		if (huge)
-			munmap(anon_map(GMEM_HUGE_SIZE * 4, true), GMEM_HUGE_SIZE * 4);
-		CHECK_EQ(policy(GMEM_PAGER_POISON, -ETIMEDOUT, INT32_MAX, unit, &told[0]), 2);
-		CHECK_EQ(atomic_load(&told[0].n[GMEM_PAGER_GAVE_UP]), 1);
-		CHECK_EQ(atomic_load(&told[0].n[GMEM_PAGER_POISONED]), 1);
-		CHECK_EQ(policy(GMEM_PAGER_KILL, -ETIMEDOUT, INT32_MAX, unit, &told[1]), -SIGKILL);
-		CHECK_EQ(atomic_load(&told[1].n[GMEM_PAGER_GAVE_UP]), 1);
-		/* It comes in time, or late and is waited for. */
-		CHECK_EQ(policy(GMEM_PAGER_POISON, -ETIMEDOUT, 3, unit, &told[2]), 0);
-		CHECK_EQ(policy(GMEM_PAGER_WAIT, -ETIMEDOUT, 14, unit, &told[3]), 0);
-		CHECK_EQ(atomic_load(&told[3].n[GMEM_PAGER_GAVE_UP]), 0);
-		/* One that will never come is poisoned at once, whatever the policy. */
-		CHECK_EQ(policy(GMEM_PAGER_WAIT, -EBADMSG, INT32_MAX, unit, &told[3]), 2);
-	}
+TEST_TIMEOUT(patience_with_huge_pages, 60)
+{
+	munmap(anon_map(GMEM_HUGE_SIZE * 4, true), GMEM_HUGE_SIZE * 4);
+	be_patient(GMEM_HUGE_SIZE);
 }
 
 /* ---- what is refused */
@@ -259,11 +266,12 @@ TEST(one_descriptor_for_two_files)
 	struct anon_program a = { .npages = 8, .split = 4 };
 	struct src src = SRC(.id = ID);
 	struct gmem_source *source = source_of(&src);
-	struct gmem_pager *pager = new_pager(1, 0, NULL);
 	struct gmem_region r = { .size = sizeof(r), .len = 4 * P, .source = source };
 	struct gmem_file *file[2];
+	struct gmem_pager *pager;
 
 	anon_start(&a);
+	pager = new_pager(1, 0, NULL);
 	file[0] = anon_file(&a, -1);
 	file[1] = anon_file(&a, -1);
 	r.uffd = a.uffd;

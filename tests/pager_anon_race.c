@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A page is given up while its bytes are on their way: once that is done, it is zero, and stays so. The time between the
- * last look at the page's word and the copy is drawn out.
+ * A page is given up while its bytes are on their way: once that is done, it is zero, and stays so. The time between
+ * the last look at the page's word and the copy is drawn out.
  */
 #include "tap.h"
 

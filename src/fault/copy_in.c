@@ -44,8 +44,8 @@ static void give_back(struct gmem_file *file, uint64_t off, uint64_t len)
 }
 
 /*
- * Puts pages of [from, to) that are locked by us in place, from the first on. *ret_end: up to where they were dealt with.
- * -ECANCELED: all, but one was removed meanwhile and has to be zero.
+ * Puts pages of [from, to) that are locked by us in place, from the first on. *ret_end: up to where they were dealt
+ * with. -ECANCELED: all, but one was removed meanwhile and has to be zero.
  */
 static int put_run(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t from, uint64_t to,
 		   const char *bytes, uint64_t *ret_end)
@@ -85,7 +85,7 @@ static int put_run(struct gmem_resolver *r, struct gmem_pager_region *region, ui
 			break;
 		case -ENOENT:
 		case -EINVAL:
-			/* A border inside the run: page by page. One page: it was unmapped, or is of no such kind now. */
+			/* A border inside the run: page by page. One page: unmapped, or of no such kind any more. */
 			if (n > unit) {
 				most = unit;
 			} else {

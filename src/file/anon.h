@@ -8,10 +8,10 @@
  *
  * Removals (MADV_DONTNEED) have to be exact, since nothing else tells a removed page from one that never came: bytes
  * from the source would be old bytes. So
- * - `removals` keeps them apart from UFFDIO_COPY: held shared from the look at a page's word to the end of the copy, and
- *   exclusive from the reading of messages to the words that say REMOVED. While a message is unread the kernel refuses
- *   the copy (-EAGAIN), and once it is read the word says so. A leaf: under it there is one ioctl, which never waits
- *   for a message to be read.
+ * - `removals` keeps them apart from UFFDIO_COPY: held shared from the look at a page's word to the end of the copy,
+ *   and exclusive from the reading of messages to the words that say REMOVED. While a message is unread the kernel
+ *   refuses the copy (-EAGAIN), and once it is read the word says so. A leaf: under it there is one ioctl, which never
+ *   waits for a message to be read.
  * - messages are read into the journal, which lies with the states: a server that is killed between having read one
  *   and having applied it leaves it to its successor.
  */

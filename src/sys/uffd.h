@@ -46,7 +46,7 @@ int gmem_sys_uffd_zeropage(int uffd, uint64_t hva, uint64_t len, bool wake, uint
  * address space is changing; -ENOENT: no such mapping; -ESRCH: the process is gone.
  */
 int gmem_sys_uffd_continue(int uffd, uint64_t hva, uint64_t len, uint64_t *done);
-/* So too, write-protected (UFFDIO_CONTINUE_MODE_WP, Linux 6.4). -EINVAL: a kernel before that, or no such mode there. */
+/* So too, write-protected (UFFDIO_CONTINUE_MODE_WP, Linux 6.4). -EINVAL: an older kernel, or no such mode there. */
 int gmem_sys_uffd_continue_protected(int uffd, uint64_t hva, uint64_t len, uint64_t *done);
 
 /*
@@ -56,9 +56,9 @@ int gmem_sys_uffd_continue_protected(int uffd, uint64_t hva, uint64_t len, uint6
 int gmem_sys_uffd_poison(int uffd, uint64_t hva, uint64_t len, bool wake, uint64_t *done);
 
 /*
- * UFFDIO_WRITEPROTECT: a write to [hva, hva + len) is an event from now on, or none any more, and then `wake`: who waits
- * there goes on. -ENOENT: some of the mappings in the range are not registered with GMEM_SYS_UFFD_WP (a hole is no
- * mapping), or there is none; -EAGAIN: the address space is changing. How far it got is not told.
+ * UFFDIO_WRITEPROTECT: a write to [hva, hva + len) is an event from now on, or none any more, and then `wake`: who
+ * waits there goes on. -ENOENT: some of the mappings in the range are not registered with GMEM_SYS_UFFD_WP (a hole is
+ * no mapping), or there is none; -EAGAIN: the address space is changing. How far it got is not told.
  */
 int gmem_sys_uffd_writeprotect(int uffd, uint64_t hva, uint64_t len, bool protect, bool wake);
 /* Takes protection away and wakes nobody: where there is none it changes nothing, but for saying -ENOENT. */
