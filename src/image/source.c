@@ -6,6 +6,7 @@
 #include "base/err.h"
 #include "base/range.h"
 #include "image/image.h"
+#include "source/source.h"
 
 struct image_source {
 	struct gmem_image *image;
@@ -109,5 +110,7 @@ int gmem_source_new_image(struct gmem_image *image, size_t region, struct gmem_s
 	r = gmem_source_new(&ops, s, ret);
 	if (r < 0)
 		free(s);
+	else
+		gmem_source_set_len(*ret, image->regions[region].e.len);
 	return r;
 }
