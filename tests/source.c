@@ -208,7 +208,7 @@ static void image_source(enum gmem_compression compression, uint32_t chunk_len, 
 	CHECK(zeros > 0);
 	CHECK_EQ(gmem_source_len(s), size);
 	CHECK(!gmem_source_is_zero(s, size, PAGE, false));
-	CHECK_ERR(gmem_source_read(s, size, got, PAGE), -ERANGE);
+	CHECK_ERR(gmem_source_read(s, size, got, PAGE), -ENODATA);
 	gmem_source_unref(s);
 	gmem_image_close(image);
 	close(fd);
