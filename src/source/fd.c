@@ -5,11 +5,13 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/err.h"
@@ -18,8 +20,14 @@
 #include "source/source.h"
 
 #define MAX_LAYERS 256u
-/* What is read together when one page of it is wanted, as the kernel does around a fault of a mapped file. */
+/*
+ * What is read together from a disk when one page of it is wanted, as the kernel does around a fault of a mapped file.
+ * From memory each page costs what it costs, and a page that nobody wants is a loss: there only what is wanted is read.
+ */
 #define WINDOW (64u * 1024)
+/* Which of the two it is: more with each read that would have had to wait, less with each that had not. */
+#define COLD_STEP 4u
+#define COLD_MOST 64u
 
 struct layer {
 	int fd;
@@ -32,6 +40,8 @@ struct layer {
 struct fd_source {
 	struct gmem_extents data; /* of all layers together */
 	uint64_t base; /* offset 0 of the source, in a source of one layer */
+	_Atomic uint32_t cold;
+	_Atomic int64_t looked; /* when the only file was last seen unchanged, by the coarse clock */
 	size_t nlayers;
 	struct layer layers[];
 };
@@ -55,8 +65,40 @@ static int check_unchanged(const struct fd_source *s, uint32_t i)
 	return 0;
 }
 
+/*
+ * What is in memory is read in a fraction of a microsecond, and asking for the file's time takes as long: of one file
+ * it is asked once a tick of the clock. Layers, of which all must be as they were, are asked each time.
+ */
+static int check_nowait(struct fd_source *s, uint32_t layer)
+{
+	struct timespec now;
+	int64_t tick;
+	int r;
+
+	if (s->nlayers > 1)
+		return check_unchanged(s, layer);
+	clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+	tick = now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+	if (atomic_load_explicit(&s->looked, memory_order_relaxed) == tick)
+		return 0;
+	r = check_unchanged(s, layer);
+	if (r == 0)
+		atomic_store_explicit(&s->looked, tick, memory_order_relaxed);
+	return r;
+}
+
+static void note(struct fd_source *s, bool waits)
+{
+	uint32_t cold = atomic_load_explicit(&s->cold, memory_order_relaxed);
+
+	if (waits && cold < COLD_MOST)
+		atomic_store_explicit(&s->cold, cold + COLD_STEP, memory_order_relaxed);
+	else if (!waits && cold)
+		atomic_store_explicit(&s->cold, cold - 1, memory_order_relaxed);
+}
+
 /* Of one extent. */
-static int read_part(const struct fd_source *s, uint32_t layer, uint64_t off, char *buf, size_t len, bool nowait)
+static int read_part(struct fd_source *s, uint32_t layer, uint64_t off, char *buf, size_t len, bool nowait)
 {
 	int fd = s->layers[layer].fd;
 	size_t done = 0;
@@ -69,6 +111,8 @@ static int read_part(const struct fd_source *s, uint32_t layer, uint64_t off, ch
 		if (n < 0 && errno == EINTR)
 			continue;
 		/* EOPNOTSUPP: a file system that cannot say. */
+		if (n < 0 && nowait && errno == EAGAIN)
+			note(s, true);
 		if (n < 0 && nowait && (errno == EAGAIN || errno == EOPNOTSUPP))
 			return gmem_err(-EAGAIN, "source %s: not in memory at offset 0x%llx", s->layers[layer].name,
 					(unsigned long long)at);
@@ -80,10 +124,10 @@ static int read_part(const struct fd_source *s, uint32_t layer, uint64_t off, ch
 					s->layers[layer].name, (unsigned long long)at);
 		done += (size_t)n;
 	}
-	return check_unchanged(s, layer);
+	return nowait ? check_nowait(s, layer) : check_unchanged(s, layer);
 }
 
-static int read_at(const struct fd_source *s, uint64_t off, char *buf, size_t len, bool nowait)
+static int read_at(struct fd_source *s, uint64_t off, char *buf, size_t len, bool nowait)
 {
 	const struct gmem_extent *e = gmem_extents_find(&s->data, off), *all = s->data.e + s->data.n;
 	uint64_t at = off, end = off + len;
@@ -109,7 +153,11 @@ static int fd_read(void *opaque, uint64_t off, void *buf, size_t len)
 
 static int fd_read_nowait(void *opaque, uint64_t off, void *buf, size_t len)
 {
-	return read_at(opaque, off, buf, len, true);
+	int r = read_at(opaque, off, buf, len, true);
+
+	if (r == 0)
+		note(opaque, false);
+	return r;
 }
 
 /* From what is in memory: as quick with `nowait` as without. */
@@ -121,14 +169,17 @@ static int fd_is_zero(void *opaque, uint64_t off, uint64_t len, bool nowait)
 	return !e || e->off >= off + len;
 }
 
-/* To the ends of the windows it begins and ends in, but not out of the extents it begins and ends in. */
+/* To the ends of the windows it begins and ends in, but not out of the extents it begins and ends in; if it is cold. */
 static void fd_extent(void *opaque, uint64_t *start, uint64_t *len)
 {
 	const struct fd_source *s = opaque;
 	uint64_t from = *start, to = from + *len;
-	const struct gmem_extent *e = gmem_extents_find(&s->data, from);
+	const struct gmem_extent *e;
 	uint64_t first = from, last = to;
 
+	if (!atomic_load_explicit(&s->cold, memory_order_relaxed))
+		return;
+	e = gmem_extents_find(&s->data, from);
 	if (e && e->off <= from)
 		first = gmem_max_u64(from - from % WINDOW, (e->off + GMEM_PAGE_SIZE - 1) & GMEM_PAGE_MASK);
 	e = gmem_extents_find(&s->data, to - 1);
