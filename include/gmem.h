@@ -1187,14 +1187,16 @@ int gmem_source_new_zero(struct gmem_source **ret); /* every page zero */
 /*
  * The bytes of a regular file or block device from `base` on, `len` of them; past `len`, and past the end it has now,
  * zero. Its holes (SEEK_HOLE) are known to be zero. Sizes and holes are those it has now: when it has been changed
- * since, reading what it had bytes for is -EIO. -EINVAL (no such file, `base` past its end), -EBADF, -EMFILE, -ENOMEM.
+ * since, reading what it had bytes for is -EIO (looked at once in a tick of the clock while the bytes are in memory).
+ * -EINVAL (no such file, `base` past its end), -EBADF, -EMFILE, -ENOMEM.
  */
 int gmem_source_new_fd(int fd, uint64_t base, uint64_t len, struct gmem_source **ret);
 /*
  * A memory file, fds[0], and n - 1 files of what changed since, each above those before it, of the same size
  * (Firecracker's diff snapshots). A page comes from the highest that has data there (SEEK_DATA), zeros it has written
- * too; where all have holes it is zero. Changes as above. -EINVAL, also for a file above the first that has no holes at
- * all, or only such as its file system's units, where these are larger than a page: it would hide what is below it.
+ * too; where all have holes it is zero. Changes as above, looked at each time. -EINVAL, also for a file above the first
+ * that has no holes at all, or only such as its file system's units, where these are larger than a page: it would hide
+ * what is below it.
  */
 int gmem_source_new_layers(const int *fds, size_t n, struct gmem_source **ret);
 
