@@ -15,15 +15,25 @@
 #include <stdint.h>
 
 #include "gmem.h"
+#include "source/nbd_lib.h"
 
 #define GMEM_NBD_SPAN (UINT64_C(64) << 20) /* whose zeros are asked for together */
 
 struct gmem_nbd_conn {
+	const struct gmem_nbd_lib *lib;
 	struct nbd_handle *h;
 	struct gmem_nbd_conn *next; /* of the idle ones */
 };
 
+/* What a server says of the export. */
+struct gmem_nbd_offer {
+	uint64_t size, max_read; /* of the export, of one command */
+	bool several; /* connections */
+	bool status; /* it knows base:allocation */
+};
+
 struct gmem_nbd_pool {
+	struct gmem_nbd_lib lib;
 	char *uri;
 	uint32_t timeout_ms, max;
 	uint64_t size; /* of the export, when it was opened */
@@ -49,8 +59,10 @@ uint64_t gmem_nbd_now(void);
  * without it an error is what the server answered.
  */
 /* `enough`, asked now and then, ends it with -EAGAIN. */
-int gmem_nbd_connect(const char *uri, uint64_t until, bool (*enough)(void *opaque), void *opaque,
-		     struct gmem_nbd_conn **ret);
+int gmem_nbd_connect(const struct gmem_nbd_lib *lib, const char *uri, uint64_t until, bool (*enough)(void *opaque),
+		     void *opaque, struct gmem_nbd_conn **ret);
+/* -EOPNOTSUPP: a page is less than it reads at a time. */
+int gmem_nbd_offer(const struct gmem_nbd_conn *conn, struct gmem_nbd_offer *ret);
 void gmem_nbd_disconnect(struct gmem_nbd_conn *conn);
 int gmem_nbd_read(struct gmem_nbd_conn *conn, uint64_t off, void *buf, size_t len, uint64_t until, bool *ret_lost);
 /* Calls `fn` for each extent of the reply, which begins at `off` and may end anywhere. */

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* One connection to an NBD server: libnbd's handle, driven by poll(2), so that every wait has an end. */
 #include <errno.h>
-#include <libnbd.h>
 #include <limits.h>
 #include <poll.h>
 #include <stdlib.h>
@@ -11,7 +10,13 @@
 #include "base/err.h"
 #include "base/range.h"
 #include "source/nbd.h"
+#include "source/nbd_lib.h"
 
+/* libnbd's numbers, where its header is older. */
+#define SIZE_MINIMUM 0
+#define SIZE_MAXIMUM 2
+
+#define MAX_READ (UINT64_C(32) << 20) /* what every server takes */
 /* How often a connect looks whether it is still wanted. */
 #define LOOK_MS 50
 
@@ -24,27 +29,28 @@ uint64_t gmem_nbd_now(void)
 }
 
 /* What libnbd last failed with in this thread. Never one of a source's lasting errors: the server may be repaired. */
-static int nbd_error(const char *what)
+static int nbd_error(const struct gmem_nbd_lib *lib, const char *what)
 {
-	int err = nbd_get_errno();
-	const char *text = nbd_get_error();
+	int err = lib->get_errno();
+	const char *text = lib->get_error();
 
 	if (err <= 0 || err == EIO || err == EBADMSG || err == ENODATA)
 		err = EREMOTEIO;
 	return gmem_err(-err, "NBD: %s: %s", what, text ? text : strerror(err));
 }
 
-static bool broken(struct nbd_handle *h)
+static bool broken(const struct gmem_nbd_conn *conn)
 {
-	return nbd_aio_is_dead(h) > 0 || nbd_aio_is_closed(h) > 0;
+	return conn->lib->aio_is_dead(conn->h) > 0 || conn->lib->aio_is_closed(conn->h) > 0;
 }
 
 /* Waits until libnbd can go on, and lets it. 0: it did, or nothing came for `ms`. */
-static int step(struct nbd_handle *h, uint64_t until, int ms)
+static int step(const struct gmem_nbd_conn *conn, uint64_t until, int ms)
 {
+	const struct gmem_nbd_lib *lib = conn->lib;
 	uint64_t now = gmem_nbd_now();
-	unsigned int way = nbd_aio_get_direction(h);
-	struct pollfd p = { .fd = nbd_aio_get_fd(h) };
+	unsigned int way = lib->aio_get_direction(conn->h);
+	struct pollfd p = { .fd = lib->aio_get_fd(conn->h) };
 	uint64_t left;
 	int n;
 
@@ -63,53 +69,54 @@ static int step(struct nbd_handle *h, uint64_t until, int ms)
 		return n < 0 && errno != EINTR ? -errno : 0;
 	/* Of an end of the connection, the way that is waited for tells. */
 	if (way & LIBNBD_AIO_DIRECTION_READ && p.revents & (POLLIN | POLLHUP | POLLERR | POLLNVAL))
-		return nbd_aio_notify_read(h) < 0 ? -ENOTCONN : 0;
-	return nbd_aio_notify_write(h) < 0 ? -ENOTCONN : 0;
+		return lib->aio_notify_read(conn->h) < 0 ? -ENOTCONN : 0;
+	return lib->aio_notify_write(conn->h) < 0 ? -ENOTCONN : 0;
 }
 
-static struct nbd_handle *handle_new(void)
+static struct nbd_handle *handle_new(const struct gmem_nbd_lib *lib)
 {
-	struct nbd_handle *h = nbd_create();
+	struct nbd_handle *h = lib->create();
 
 	if (!h)
 		return NULL;
 	/* The URI is the user's own, and may name the files of TLS. */
-	if (nbd_add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) < 0 || nbd_set_uri_allow_local_file(h, true) < 0) {
-		nbd_close(h);
+	if (lib->add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) < 0 ||
+	    lib->set_uri_allow_local_file(h, true) < 0) {
+		lib->close(h);
 		return NULL;
 	}
-#ifdef LIBNBD_HAVE_NBD_SET_PREAD_INITIALIZE
 	/* Bytes of a read that failed are not looked at. */
-	nbd_set_pread_initialize(h, false);
-#endif
+	if (lib->set_pread_initialize)
+		lib->set_pread_initialize(h, false);
 	return h;
 }
 
-int gmem_nbd_connect(const char *uri, uint64_t until, bool (*enough)(void *opaque), void *opaque,
-		     struct gmem_nbd_conn **ret)
+int gmem_nbd_connect(const struct gmem_nbd_lib *lib, const char *uri, uint64_t until, bool (*enough)(void *opaque),
+		     void *opaque, struct gmem_nbd_conn **ret)
 {
 	struct gmem_nbd_conn *conn = calloc(1, sizeof(*conn));
 	int r = 0;
 
 	if (!conn)
 		return gmem_err(-ENOMEM, "NBD: no memory for a connection");
-	conn->h = handle_new();
-	if (!conn->h || nbd_aio_connect_uri(conn->h, uri) < 0)
-		r = nbd_error("cannot connect");
-	while (r == 0 && nbd_aio_is_ready(conn->h) <= 0) {
-		if (broken(conn->h)) {
-			r = nbd_error("cannot connect");
+	conn->lib = lib;
+	conn->h = handle_new(lib);
+	if (!conn->h || lib->aio_connect_uri(conn->h, uri) < 0)
+		r = nbd_error(lib, "cannot connect");
+	while (r == 0 && lib->aio_is_ready(conn->h) <= 0) {
+		if (broken(conn)) {
+			r = nbd_error(lib, "cannot connect");
 			break;
 		}
 		if (enough && enough(opaque)) {
 			r = gmem_err(-EAGAIN, "NBD: one more connection is not wanted any more");
 			break;
 		}
-		r = step(conn->h, until, LOOK_MS);
+		r = step(conn, until, LOOK_MS);
 		if (r == -ETIMEDOUT)
 			gmem_err(r, "NBD: the server has not answered a connect in time");
 		else if (r < 0)
-			r = nbd_error("cannot connect");
+			r = nbd_error(lib, "cannot connect");
 	}
 	if (r < 0) {
 		gmem_nbd_disconnect(conn);
@@ -119,15 +126,37 @@ int gmem_nbd_connect(const char *uri, uint64_t until, bool (*enough)(void *opaqu
 	return 0;
 }
 
+int gmem_nbd_offer(const struct gmem_nbd_conn *conn, struct gmem_nbd_offer *ret)
+{
+	const struct gmem_nbd_lib *lib = conn->lib;
+	int64_t size = lib->get_size(conn->h), smallest = 0, most = 0;
+
+	if (size < 0)
+		return nbd_error(lib, "size of the export");
+	if (lib->get_block_size) {
+		smallest = lib->get_block_size(conn->h, SIZE_MINIMUM);
+		most = lib->get_block_size(conn->h, SIZE_MAXIMUM);
+	}
+	if (smallest > GMEM_PAGE_SIZE)
+		return gmem_err(-EOPNOTSUPP, "NBD: the server reads in blocks of %lld bytes, and a page is %u",
+				(long long)smallest, GMEM_PAGE_SIZE);
+	ret->size = (uint64_t)size;
+	ret->max_read = most >= (int64_t)GMEM_PAGE_SIZE ? gmem_min_u64((uint64_t)most, MAX_READ) : MAX_READ;
+	ret->max_read = gmem_page_round_down(ret->max_read);
+	ret->several = lib->can_multi_conn(conn->h) > 0;
+	ret->status = lib->can_meta_context(conn->h, LIBNBD_CONTEXT_BASE_ALLOCATION) > 0;
+	return 0;
+}
+
 void gmem_nbd_disconnect(struct gmem_nbd_conn *conn)
 {
 	if (!conn)
 		return;
 	if (conn->h) {
 		/* A word of farewell, if it goes out at once. */
-		if (nbd_aio_is_ready(conn->h) > 0)
-			nbd_aio_disconnect(conn->h, 0);
-		nbd_close(conn->h);
+		if (conn->lib->aio_is_ready(conn->h) > 0)
+			conn->lib->aio_disconnect(conn->h, 0);
+		conn->lib->close(conn->h);
 	}
 	free(conn);
 }
@@ -140,8 +169,8 @@ static int finish(struct gmem_nbd_conn *conn, int64_t cookie, uint64_t until, co
 {
 	int done = -1, r = 0;
 
-	while (cookie > 0 && (done = nbd_aio_command_completed(conn->h, (uint64_t)cookie)) == 0 && r == 0)
-		r = step(conn->h, until, 0);
+	while (cookie > 0 && (done = conn->lib->aio_command_completed(conn->h, (uint64_t)cookie)) == 0 && r == 0)
+		r = step(conn, until, 0);
 	*ret_lost = false;
 	if (done > 0)
 		return 0;
@@ -149,14 +178,14 @@ static int finish(struct gmem_nbd_conn *conn, int64_t cookie, uint64_t until, co
 		*ret_lost = true;
 		gmem_err(r, "NBD: %s: no answer in time", what);
 	} else {
-		*ret_lost = r < 0 || broken(conn->h);
-		r = nbd_error(what);
+		*ret_lost = r < 0 || broken(conn);
+		r = nbd_error(conn->lib, what);
 		/* libnbd has several words for it. */
 		if (*ret_lost && r != -ESHUTDOWN)
 			r = -ECONNRESET;
 	}
 	if (*ret_lost) {
-		nbd_close(conn->h);
+		conn->lib->close(conn->h);
 		conn->h = NULL;
 	}
 	return r;
@@ -164,7 +193,8 @@ static int finish(struct gmem_nbd_conn *conn, int64_t cookie, uint64_t until, co
 
 int gmem_nbd_read(struct gmem_nbd_conn *conn, uint64_t off, void *buf, size_t len, uint64_t until, bool *ret_lost)
 {
-	return finish(conn, nbd_aio_pread(conn->h, buf, len, off, NBD_NULL_COMPLETION, 0), until, "read", ret_lost);
+	return finish(conn, conn->lib->aio_pread(conn->h, buf, len, off, NBD_NULL_COMPLETION, 0), until, "read",
+		      ret_lost);
 }
 
 struct reply {
@@ -191,7 +221,7 @@ int gmem_nbd_block_status(struct gmem_nbd_conn *conn, uint64_t off, uint64_t len
 {
 	struct reply reply = { .fn = fn, .opaque = opaque };
 	nbd_extent_callback cb = { .callback = on_extents, .user_data = &reply };
-	int64_t cookie = nbd_aio_block_status(conn->h, len, off, cb, NBD_NULL_COMPLETION, 0);
+	int64_t cookie = conn->lib->aio_block_status(conn->h, len, off, cb, NBD_NULL_COMPLETION, 0);
 
 	return finish(conn, cookie, until, "block status", ret_lost);
 }

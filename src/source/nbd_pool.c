@@ -5,7 +5,6 @@
  * once: the pager comes again, and its thread has other memories to serve.
  */
 #include <errno.h>
-#include <libnbd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,45 +17,17 @@
 #define CONNECTIONS 4u
 #define MAX_CONNECTIONS 64u
 #define TIMEOUT_MS 10000u
-#define MAX_READ (UINT64_C(32) << 20) /* what every server takes */
 #define FIRST_PAUSE_MS 10u
 #define LAST_PAUSE_MS 1000u
 /* One more connection is tried for so long if there are idle ones, and then not for so long. */
 #define MORE_GRACE_NS UINT64_C(1000000000)
 #define MORE_PAUSE_MS 10000u
 
-/* What a server offers that has the export. */
-struct offer {
-	uint64_t size, max_read;
-	bool several, status;
-};
-
-static int look(struct nbd_handle *h, struct offer *ret)
-{
-	int64_t size = nbd_get_size(h), smallest = 0, most = 0;
-
-	if (size < 0)
-		return gmem_err(-EREMOTEIO, "NBD: size of the export: %s", nbd_get_error());
-#ifdef LIBNBD_HAVE_NBD_GET_BLOCK_SIZE
-	smallest = nbd_get_block_size(h, LIBNBD_SIZE_MINIMUM);
-	most = nbd_get_block_size(h, LIBNBD_SIZE_MAXIMUM);
-#endif
-	if (smallest > GMEM_PAGE_SIZE)
-		return gmem_err(-EOPNOTSUPP, "NBD: the server reads in blocks of %lld bytes, and a page is %u",
-				(long long)smallest, GMEM_PAGE_SIZE);
-	ret->size = (uint64_t)size;
-	ret->max_read = most >= (int64_t)GMEM_PAGE_SIZE ? gmem_min_u64((uint64_t)most, MAX_READ) : MAX_READ;
-	ret->max_read = gmem_page_round_down(ret->max_read);
-	ret->several = nbd_can_multi_conn(h) > 0;
-	ret->status = nbd_can_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) > 0;
-	return 0;
-}
-
 int gmem_nbd_pool_open(const char *uri, const struct gmem_nbd_opts *opts, struct gmem_nbd_pool **ret)
 {
 	struct gmem_nbd_pool *pool = calloc(1, sizeof(*pool));
 	struct gmem_nbd_conn *conn = NULL;
-	struct offer offer;
+	struct gmem_nbd_offer offer;
 	int r;
 
 	if (!pool)
@@ -70,9 +41,12 @@ int gmem_nbd_pool_open(const char *uri, const struct gmem_nbd_opts *opts, struct
 	if (r == 0 && pool->max > MAX_CONNECTIONS)
 		r = gmem_err(-EINVAL, "NBD: %u connections; at most %u", pool->max, MAX_CONNECTIONS);
 	if (r == 0)
-		r = gmem_nbd_connect(uri, gmem_nbd_now() + pool->timeout_ms * UINT64_C(1000000), NULL, NULL, &conn);
+		r = gmem_nbd_lib_load(&pool->lib);
 	if (r == 0)
-		r = look(conn->h, &offer);
+		r = gmem_nbd_connect(&pool->lib, uri, gmem_nbd_now() + pool->timeout_ms * UINT64_C(1000000), NULL, NULL,
+				     &conn);
+	if (r == 0)
+		r = gmem_nbd_offer(conn, &offer);
 	if (r < 0) {
 		gmem_nbd_disconnect(conn);
 		gmem_nbd_pool_free(pool);
@@ -105,6 +79,7 @@ void gmem_nbd_pool_free(struct gmem_nbd_pool *pool)
 	if (!pool)
 		return;
 	disconnect_all(pool->idle);
+	gmem_nbd_lib_unload(&pool->lib);
 	pthread_cond_destroy(&pool->changed);
 	pthread_mutex_destroy(&pool->m);
 	free(pool->uri);
@@ -128,13 +103,13 @@ static bool enough(void *opaque)
 static int connect_again(struct gmem_nbd_pool *pool, uint64_t until, struct gmem_nbd_conn **ret)
 {
 	struct wish w = { pool, gmem_nbd_now() };
-	struct offer offer;
+	struct gmem_nbd_offer offer;
 	struct gmem_nbd_conn *conn;
-	int r = gmem_nbd_connect(pool->uri, until, enough, &w, &conn);
+	int r = gmem_nbd_connect(&pool->lib, pool->uri, until, enough, &w, &conn);
 
 	if (r < 0)
 		return r;
-	r = look(conn->h, &offer);
+	r = gmem_nbd_offer(conn, &offer);
 	if (r == 0 && offer.size != pool->size)
 		r = gmem_err(-ESTALE, "NBD: the export has %llu bytes now, and had %llu: these are not the same",
 			     (unsigned long long)offer.size, (unsigned long long)pool->size);
