@@ -1211,8 +1211,8 @@ struct gmem_nbd_opts {
  * nbd_connect_uri(3)). The URI is trusted, as a path is: it may name files. Connects before it returns; connections
  * that are lost are made again, so a server may be restarted with the same bytes. Known to be zero is what the server
  * says is (base:allocation: zero, not a hole alone). `opts` may be NULL.
- * -EINVAL, -EOPNOTSUPP (built without libnbd, or it is not installed: it is loaded now; a server whose blocks are larger
- * than a page), -ETIMEDOUT, -ECONNREFUSED, -ENOENT and what else connecting fails with. Of reads: -ENODATA past the
+ * -EINVAL, -EOPNOTSUPP (built without libnbd, or it is not installed, being loaded now; a server whose blocks are
+ * larger than a page), -ETIMEDOUT, -ECONNREFUSED, -ENOENT and what else connecting fails with. Of reads: -ENODATA past the
  * export's end, and nothing else that is lasting: -ETIMEDOUT, -ECONNREFUSED, -ECONNRESET, -EREMOTEIO (the server's I/O
  * error), -ESTALE (the export has another size now) mean not now.
  */

@@ -122,8 +122,8 @@ static inline void nbd_end(struct nbd_server *s)
 }
 
 /*
- * A memory of `npages` in a file of the server's folder, sparse, with zeros that were written too; *ret_bytes is what it
- * holds, *ret_data says for each page whether it was written.
+ * A memory of `npages` in a file of the server's folder, sparse, with zeros that were written too; *ret_bytes is what
+ * it holds, *ret_data says for each page whether it was written.
  */
 static inline void nbd_memory(const struct nbd_server *s, char path[96], uint64_t npages, uint64_t seed,
 			      uint8_t **ret_bytes, uint8_t **ret_data)

@@ -201,7 +201,7 @@ TEST(a_hole_that_is_not_said_to_be_zero_is_read)
 
 	need_nbd("nbdkit");
 	nbd_folder(&server);
-	/* The first half of the export is said to be a hole, the second a hole of zeros; from the 5th page on, by halves. */
+	/* The first pages are said to be a hole, the others zeros, with a page of which a half is not. */
 	nbdkit(&server, "eval", "get_size=echo 65536", "pread=head -c $3 /dev/zero | tr '\\0' x",
 	       "extents=echo 0 16384 hole; echo 16384 6144 zero; echo 22528 10240 hole,zero; echo 32768 2048; "
 	       "echo 34816 30720 hole,zero",

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Pagers over real sources: an NBD server that is slow, fails and is killed; layers of diffs; a file that is changed. */
+/* Pagers over real sources: an NBD server that is slow, fails and is killed; layers of diffs; a file that changes. */
 #include "tap.h"
 
 #include <sys/stat.h>

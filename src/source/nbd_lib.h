@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * libnbd, loaded when the first export is opened: it brings TLS, XML and C++ libraries with it, which a program that has
- * its memory elsewhere should neither wait for nor have mapped. Enters: nothing. Leaves: its functions. Loaded once a
+ * libnbd, loaded when an export is opened: it brings TLS, XML and C++ libraries with it, which a program that has its
+ * memory elsewhere should neither wait for nor have mapped. Enters: nothing. Leaves: its functions. Loaded once a
  * source, by the loader once a process; never unloaded, since its threads' data may outlive every source.
  */
 #ifndef GMEM_SOURCE_NBD_LIB_H
