@@ -56,8 +56,9 @@ enum gmem_hello_generation {
 };
 
 /*
- * Ranges are multiples of the message's page_size, do not wrap, and no two overlap in the client's addresses, in the
- * source, or in the memory file.
+ * Ranges are multiples of the message's page_size and do not wrap. No two overlap in the client's addresses; none in
+ * the source either, but where two of an ATTACH show the same bytes of the memory file, which are the same of the
+ * source.
  */
 struct gmem_hello_region {
 	uint64_t hva, len; /* in the client's address space */
@@ -70,6 +71,7 @@ struct gmem_hello_region {
 struct gmem_hello_message {
 	enum gmem_hello_kind kind;
 	enum gmem_hello_generation generation; /* of Firecracker's */
+	bool no_guest_memfd; /* it says of some region that it is of none */
 	uint64_t page_size; /* GMEM_PAGE_SIZE or GMEM_HELLO_HUGE_PAGE */
 	uint64_t total_len; /* sum of the regions' */
 	uint64_t source_end; /* the source must have this many bytes */
@@ -77,14 +79,16 @@ struct gmem_hello_message {
 	struct gmem_hello_region *regions; /* in the order sent */
 	char source[GMEM_HELLO_MAX_NAME + 1]; /* ATTACH: of which source; "": the server's only one */
 	char name[GMEM_HELLO_MAX_NAME + 1]; /* ATTACH: what the machine is called; printable ASCII; "": nothing */
+	bool user_mode_only; /* ATTACH: the uffds serve no access of the kernel's */
 
 	/* Descriptors, the message's own (close-on-exec). Who wants to keep one sets it to -1 here. */
 	uint32_t nuffds;
 	int uffds[GMEM_HELLO_MAX_UFFDS];
-	uint64_t uffd_features[GMEM_HELLO_MAX_UFFDS]; /* UFFD_FEATURE_* that the client asked for, by fdinfo */
+	/* UFFD_FEATURE_* that the client asked for, by the kernel's word. Never EVENT_FORK: its events carry descriptors. */
+	uint64_t uffd_features[GMEM_HELLO_MAX_UFFDS];
 	int memory_fd; /* ATTACH: the memory file. GUEST_MEMFD: the guest_memfd. Else -1 */
 	int state_fd; /* ATTACH: its page-state table, for gmem_file_open(). Else -1 */
-	int bitmap_fd; /* GUEST_MEMFD: KVM's userfault bitmap; -1 if it was not sent. Else -1 */
+	int bitmap_fd; /* GUEST_MEMFD: KVM's userfault bitmap, not sealed by anybody; -1 if it was not sent. Else -1 */
 
 	/* The text as it came, for recording it; not terminated. With the descriptors in the order they came in. */
 	char *text;
@@ -152,6 +156,7 @@ size_t gmem_hello_fds(const struct gmem_hello_message *message, int fds[GMEM_HEL
  * it is are told nothing. Does not wait: an answer of some hundred bytes fits into a socket nobody has written to.
  */
 int gmem_hello_answer(const struct gmem_hello *hello, int error, const char *text);
+
 /* As gmem_hello_answer(), of a message that was recorded. */
 int gmem_hello_answer_to(int sock, int error, const char *text);
 
