@@ -14,6 +14,7 @@
 #include <sys/un.h>
 
 #include "fc_vm.h"
+#include "sys/call.h"
 #include "sys/uapi.h"
 #include "sys/uffd.h"
 
@@ -30,7 +31,7 @@ struct vm {
 	struct fc_report report;
 };
 
-static __thread sigjmp_buf *lost; /* where a thread goes on that has met a poisoned page */
+static __thread sigjmp_buf *volatile lost; /* where a thread goes on that has met a poisoned page */
 
 static void on_sigbus(int sig)
 {
@@ -195,31 +196,40 @@ static void say_hello(struct vm *vm)
 
 /* ---- What guests and balloons do. */
 
+/* Of one page. -EHWPOISON: touching it is SIGBUS. */
+static int compare_bytes(const volatile char *p, const char *model, uint64_t len, uint64_t *ret_at)
+{
+	sigjmp_buf here;
+
+	if (sigsetjmp(here, 1)) {
+		lost = NULL;
+		return -EHWPOISON;
+	}
+	lost = &here;
+	for (uint64_t i = 0; i < len; i++) {
+		if (p[i] != model[i]) {
+			lost = NULL;
+			*ret_at = i;
+			return -EILSEQ;
+		}
+	}
+	lost = NULL;
+	return 0;
+}
+
 static int compare(struct vm *vm, uint64_t off, uint64_t len, uint64_t *ret_off)
 {
-	for (uint64_t end = off + len; off < end;) {
-		uint64_t have, n = 4096 - off % 4096;
-		const char *p = at(vm, off, &have);
-		sigjmp_buf here;
+	int err = 0;
+
+	for (uint64_t end = off + len; off < end && !err;) {
+		uint64_t have, n = 4096 - off % 4096, wrong = 0;
 
 		n = end - off < n ? end - off : n;
-		*ret_off = off;
-		if (sigsetjmp(here, 1)) {
-			lost = NULL;
-			return -EHWPOISON;
-		}
-		lost = &here;
-		for (uint64_t i = 0; i < n; i++) {
-			if (((const volatile char *)p)[i] != vm->model[off + i]) {
-				lost = NULL;
-				*ret_off = off + i;
-				return -EILSEQ;
-			}
-		}
-		lost = NULL;
+		err = compare_bytes(at(vm, off, &have), vm->model + off, n, &wrong);
+		*ret_off = off + wrong;
 		off += n;
 	}
-	return 0;
+	return err;
 }
 
 static int write_bytes(struct vm *vm, uint64_t off, uint64_t len, uint64_t seed)
