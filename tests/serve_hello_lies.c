@@ -372,7 +372,7 @@ TEST(attach_with_the_wrong_descriptors)
 	b = a;
 	b.fds[0] = plain;
 	CHECK_ERR(parse(text, &b, 3, &m), -EBADF);
-	CHECK_HAS(gmem_last_error(), "without MISSING_SHMEM");
+	CHECK_HAS(gmem_last_error(), "without what memory files need");
 	b = a;
 	b.fds[1] = loose;
 	CHECK_EQ(ftruncate(loose, 16 << 20), 0);

@@ -11,7 +11,9 @@
 static int check_uffd(const struct gmem_hello_message *m, int fd, size_t number, uint64_t *ret_features)
 {
 	/* What a pager needs of a memory file's. */
-	const uint64_t attach = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM;
+	const uint64_t attach = m->page_size == GMEM_HELLO_HUGE_PAGE ?
+					UFFD_FEATURE_MISSING_HUGETLBFS | UFFD_FEATURE_MINOR_HUGETLBFS :
+					UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM;
 	int err = gmem_fd_uffd_features(fd, ret_features);
 
 	if (err == -EINVAL)
@@ -24,8 +26,10 @@ static int check_uffd(const struct gmem_hello_message *m, int fd, size_t number,
 		return gmem_err(-EBADF, "descriptor %zu is a userfaultfd that hands out descriptors (EVENT_FORK)",
 				number);
 	if (m->kind == GMEM_HELLO_ATTACH && (*ret_features & attach) != attach)
-		return gmem_err(-EBADF, "descriptor %zu is a userfaultfd without MISSING_SHMEM and MINOR_SHMEM",
-				number);
+		return gmem_err(
+			-EBADF,
+			"descriptor %zu is a userfaultfd without what memory files need (MISSING_SHMEM, MINOR_SHMEM)",
+			number);
 	return 0;
 }
 
