@@ -1558,10 +1558,10 @@ struct gmem_service_view {
 struct gmem_service_attach_opts {
 	size_t size; /* sizeof(struct gmem_service_attach_opts) */
 	const char *source; /* which of the service's sources; NULL: the one its socket is for */
-	const char *name; /* what this machine is called, for people and metrics; NULL: nothing. Printable ASCII, 127 bytes */
+	const char *name; /* what this machine is called; NULL: nothing. Printable ASCII, 127 bytes, as `source` */
 	/*
-	 * How many userfault descriptors the views are dealt out over, one after the other: one descriptor keeps no more
-	 * than a few faulting threads busy. 0: one. At most 32, and no more than there are views (gmem_view_split()).
+	 * How many userfault descriptors the views are dealt out over, one after the other: one does not scale with the
+	 * threads that fault. 0: one. At most 32, and no more than there are views (gmem_view_split()).
 	 */
 	unsigned int uffds;
 	unsigned int timeout_ms; /* to wait for the service's answer; 0: 30 s; UINT_MAX: as long as it lives */

@@ -277,7 +277,7 @@ static int look(struct gmem_hello *h)
 	if (err || !h->message)
 		return err;
 	gmem_hello_fds_wanted(h->message, &min, &max);
-	/* The text has just ended. What is behind it, of the message with the descriptors or before that, is its tail. */
+	/* The text has just ended. What is behind it, of the part with the descriptors or before that, is its tail. */
 	if (!in_tail && (h->nfds < min || h->fds_end > h->text_end)) {
 		in_tail = true;
 		err = look_at_tail(h);

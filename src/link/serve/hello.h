@@ -84,11 +84,11 @@ struct gmem_hello_message {
 	/* Descriptors, the message's own (close-on-exec). Who wants to keep one sets it to -1 here. */
 	uint32_t nuffds;
 	int uffds[GMEM_HELLO_MAX_UFFDS];
-	/* UFFD_FEATURE_* that the client asked for, by the kernel's word. Never EVENT_FORK: its events carry descriptors. */
+	/* UFFD_FEATURE_* that the client has, by the kernel's word. Never EVENT_FORK, whose events carry descriptors. */
 	uint64_t uffd_features[GMEM_HELLO_MAX_UFFDS];
 	int memory_fd; /* ATTACH: the memory file. GUEST_MEMFD: the guest_memfd. Else -1 */
 	int state_fd; /* ATTACH: its page-state table, for gmem_file_open(). Else -1 */
-	int bitmap_fd; /* GUEST_MEMFD: KVM's userfault bitmap, not sealed by anybody; -1 if it was not sent. Else -1 */
+	int bitmap_fd; /* GUEST_MEMFD: KVM's userfault bitmap, if it was sent; not sealed by anybody. Else -1 */
 
 	/* The text as it came, for recording it; not terminated. With the descriptors in the order they came in. */
 	char *text;
@@ -115,8 +115,8 @@ void gmem_hello_free(struct gmem_hello *hello);
 /*
  * Reads what has come, without waiting. 1: the message is complete and checked; 0: wait for more. Errors are final,
  * and the connection is to be closed (gmem_hello_answer() first, which knows who waits for an answer): -ECONNRESET
- * (closed before it was complete), -EPROTO (not what the protocol has), -EINVAL (a value that cannot be), -E2BIG (past a
- * limit above), -EBADF (a descriptor is not what it should be), -EMFILE (this process has no room for the
+ * (closed before it was complete), -EPROTO (not what the protocol has), -EINVAL (a value that cannot be), -E2BIG (past
+ * a limit above), -EBADF (a descriptor is not what it should be), -EMFILE (this process has no room for the
  * descriptors: a new receiver may be tried later), -ENOMEM.
  */
 int gmem_hello_feed(struct gmem_hello *hello);

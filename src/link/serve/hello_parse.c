@@ -27,7 +27,7 @@ static int get_u64(const json_t *object, const char *name, uint64_t *ret)
 
 	if (!value)
 		return gmem_err(-EINVAL, "no \"%s\"", name);
-	/* Jansson's are signed, and the text is refused if one does not fit. No address and no size here is as large. */
+	/* They are signed, and a text is refused if one does not fit. No address and no size here is as large. */
 	if (!json_is_integer(value) || json_integer_value(value) < 0)
 		return gmem_err(-EINVAL, "\"%s\" is not a number from 0 on", name);
 	*ret = (uint64_t)json_integer_value(value);
