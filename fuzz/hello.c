@@ -167,23 +167,18 @@ static void check_again(int sock, struct gmem_hello *first)
 	must(gmem_hello_answer(first, 0, NULL) == 0);
 }
 
-static void through_a_socket(const uint8_t *data, size_t size)
+/* What the receiver answers at last; 0: it waits. */
+static int feed_in_pieces(struct gmem_hello *hello, int sock, const uint8_t *data, size_t size, const int *fds,
+			  size_t nfds)
 {
 	size_t piece = data[0] ? data[0] * (size_t)data[0] : MAX_LEN, with = data[1] % 16, sent = HEAD_LEN, stuck = 0;
-	int pair[2], fds[MAX_FDS], r = 0;
-	struct gmem_hello *hello;
-	struct things things;
 	bool given = false;
-	size_t nfds;
+	int r = 0;
 
-	make(&things);
-	nfds = choose_fds(&things, data[2], fds);
-	must(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
-	must(gmem_hello_new(pair[1], &hello) == 0);
 	for (size_t i = 0; sent < size && !r && stuck < 2; i++) {
 		size_t len = size - sent < piece ? size - sent : piece;
 		bool now = !given && (i >= with || sent + len == size);
-		ssize_t n = say(pair[0], data + sent, len, fds, now ? nfds : 0);
+		ssize_t n = say(sock, data + sent, len, fds, now ? nfds : 0);
 
 		given |= now && n > 0;
 		stuck = n < 0 ? stuck + 1 : 0;
@@ -193,21 +188,59 @@ static void through_a_socket(const uint8_t *data, size_t size)
 		else if (data[1] & 32)
 			r = gmem_hello_feed(hello);
 	}
-	if (!r)
-		r = gmem_hello_feed(hello);
-	if (r == 1)
-		check_again(pair[1], hello);
-	else
-		gmem_hello_answer(hello, r, gmem_last_error());
-	gmem_hello_free(hello);
+	return r ? r : gmem_hello_feed(hello);
+}
+
+static void through_a_socket(const uint8_t *data, size_t size, const int *fds, size_t nfds)
+{
+	struct gmem_hello *hello;
+	int pair[2], r;
+
+	must(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
+	r = gmem_hello_new(pair[1], &hello);
+	/* Emulators of the kernel do not all have SO_PEEK_OFF. */
+	must(r == 0 || r == -ENOPROTOOPT);
+	if (!r) {
+		r = feed_in_pieces(hello, pair[0], data, size, fds, nfds);
+		if (r == 1)
+			check_again(pair[1], hello);
+		else
+			gmem_hello_answer(hello, r, gmem_last_error());
+		gmem_hello_free(hello);
+	}
 	close(pair[0]);
 	close(pair[1]);
-	drop(&things);
+}
+
+/* As one that was recorded. */
+static void parse(const uint8_t *data, size_t size, const int *fds, size_t nfds)
+{
+	struct gmem_hello_message *m;
+	int copies[MAX_FDS];
+
+	for (size_t i = 0; i < nfds; i++)
+		copies[i] = fcntl(fds[i], F_DUPFD_CLOEXEC, 0);
+	if (gmem_hello_parse((const char *)data + HEAD_LEN, size - HEAD_LEN, copies, nfds, &m) == 0) {
+		check(m);
+		gmem_hello_message_free(m);
+		return;
+	}
+	for (size_t i = 0; i < nfds; i++)
+		must(close(copies[i]) == 0);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	if (size > HEAD_LEN && size <= MAX_LEN)
-		through_a_socket(data, size);
+	struct things things;
+	int fds[MAX_FDS];
+	size_t nfds;
+
+	if (size <= HEAD_LEN || size > MAX_LEN)
+		return 0;
+	make(&things);
+	nfds = choose_fds(&things, data[2], fds);
+	parse(data, size, fds, nfds);
+	through_a_socket(data, size, fds, nfds);
+	drop(&things);
 	return 0;
 }

@@ -84,7 +84,7 @@ struct gmem_hello_message {
 	/* Descriptors, the message's own (close-on-exec). Who wants to keep one sets it to -1 here. */
 	uint32_t nuffds;
 	int uffds[GMEM_HELLO_MAX_UFFDS];
-	/* UFFD_FEATURE_* that the client has, by the kernel's word. Never EVENT_FORK, whose events carry descriptors. */
+	/* UFFD_FEATURE_* that they have, by the kernel's word. Never EVENT_FORK, whose events carry descriptors. */
 	uint64_t uffd_features[GMEM_HELLO_MAX_UFFDS];
 	int memory_fd; /* ATTACH: the memory file. GUEST_MEMFD: the guest_memfd. Else -1 */
 	int state_fd; /* ATTACH: its page-state table, for gmem_file_open(). Else -1 */
