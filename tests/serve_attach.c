@@ -12,6 +12,7 @@
 #include <sys/wait.h>
 
 #include "file/file.h"
+#include "huge_util.h"
 #include "link/serve/hello.h"
 #include "pager_util.h"
 
@@ -234,6 +235,31 @@ TEST(refused_and_served)
 	gmem_hello_free(s.hello);
 	close(s.sock);
 	serve(&s);
+	wait_for(pid);
+	stop(&s);
+}
+
+static void huge_view(const char *path)
+{
+	struct gmem_file *file = huge_file(LEN / H, 0);
+	struct gmem_service_view v = { 0 };
+
+	CHECK_OK(gmem_view_map(file, 0, LEN, PROT_READ | PROT_WRITE, &v.view));
+	CHECK_OK(gmem_service_attach(path, NULL, &v, 1));
+	check_words(v.view, 0);
+}
+
+TEST(huge_pages)
+{
+	struct server s;
+	pid_t pid;
+
+	need_uffd();
+	gmem_file_free(huge_file(LEN / H, 0));
+	listen_there(&s);
+	pid = start(huge_view, s.path);
+	serve(&s);
+	CHECK_EQ(gmem_hello_message(s.hello)->page_size, H);
 	wait_for(pid);
 	stop(&s);
 }

@@ -10,9 +10,11 @@
 #include <unistd.h>
 
 #include "sys/uapi.h"
+#include "sys/uffd.h"
 
-/* Set by UFFDIO_API; the kernel's own, beside the features. */
+/* The kernel's own, beside the features, since Linux 5.15. */
 #define UFFD_INITIALIZED (UINT64_C(1) << 31)
+#define SOME_PAGE (UINT64_C(1) << 24) /* an address that every process may have */
 #define GUEST_MEMFD_MAGIC UINT64_C(0x474d454d) /* linux/magic.h since 6.19 */
 
 static int read_link(int fd, char *buf, size_t len)
@@ -54,10 +56,9 @@ int gmem_fd_uffd_features(int fd, uint64_t *ret)
 	line = strstr(buf, "\nAPI:");
 	if (!line || sscanf(line, "\nAPI: %*x:%llx", &features) != 1)
 		return -EIO;
-	if (!(features & UFFD_INITIALIZED))
-		return -EINVAL;
 	*ret = features & ~UFFD_INITIALIZED;
-	return 0;
+	/* All but UFFDIO_API is EINVAL before it. Nobody waits there; who did would look again, and wait on. */
+	return gmem_sys_uffd_wake(fd, SOME_PAGE, 4096);
 }
 
 int gmem_fd_is_guest_memfd(int fd)
