@@ -32,7 +32,7 @@ struct gmem_ledger_fd {
 	 * since 5.12; where it does not, a range tells one from another.
 	 */
 	uint64_t dev, ino;
-	char kind[32]; /* what /proc calls it before any path: "anon_inode:[userfaultfd]", "/memfd:"; "" unknown */
+	char kind[32]; /* an anonymous inode: what /proc calls it, "anon_inode:[userfaultfd]"; else "" */
 	uint64_t hva, len; /* a userfaultfd: a range that is registered with it; else len is 0 */
 };
 

@@ -31,7 +31,12 @@ struct gmem_minder_listener {
 struct gmem_minder_opts {
 	size_t size; /* sizeof(struct gmem_minder_opts) */
 	const char *dir; /* the state directory; the minder's own sockets and lock are in it */
-	char *const *argv; /* the server's command line; argv[0] a path with a '/', found anew at each start */
+	/*
+	 * The program that is the server, by its path, found anew at each start; NULL: this one's. It is run with
+	 * `argv`, and becomes the minder with that too after an upgrade: $NOTIFY_SOCKET says which it is to be.
+	 */
+	const char *program;
+	char *const *argv;
 	const struct gmem_minder_listener *listeners;
 	size_t nlisteners;
 	uint64_t watchdog_usec; /* a server that says nothing for so long is killed; 0: 60 s */
