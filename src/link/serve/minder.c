@@ -26,6 +26,8 @@
 #define DEFAULT_STOP_MS 10000u
 #define ABORT_MS 5000u /* from SIGABRT to SIGKILL */
 #define ACCEPT_PAUSE_MS 1000u
+#define GOING_MS 2000u /* how long a killed process may take to be gone */
+#define TAKE_OVER_MS 10000u
 
 uint64_t gmem_minder_now(void)
 {
@@ -97,18 +99,53 @@ static int open_dir(struct gmem_minder *m)
 	return 0;
 }
 
+/* A server that was killed a moment ago still has the socket while its process is being taken down. */
+static int listen_patiently(const char *path)
+{
+	uint64_t until = gmem_minder_now() + GOING_MS;
+	int fd;
+
+	while ((fd = gmem_socket_listen(path)) == -EADDRINUSE && gmem_minder_now() < until)
+		poll(NULL, 0, 5);
+	return fd;
+}
+
 static int open_listeners(struct gmem_minder *m)
 {
 	const struct gmem_minder_opts *o = m->opts;
 
 	for (size_t i = 0; i < o->nlisteners; i++) {
-		int fd = gmem_socket_listen(o->listeners[i].path);
+		int fd = listen_patiently(o->listeners[i].path);
 		int err = fd < 0 ? fd : gmem_minder_listen(m, o->listeners[i].name, fd);
 
 		if (err)
 			return err;
 	}
 	return 0;
+}
+
+/* Nobody minds this directory, and nobody serves it. */
+static int be_alone(struct gmem_minder *m)
+{
+	struct gmem_fence serving;
+	pid_t pid = 0;
+	int err;
+
+	gmem_fence_init(&serving);
+	if (m->opts->take_over)
+		err = gmem_fence_take_over(&m->fence, m->dir, GMEM_MINDER_LOCK, TAKE_OVER_MS);
+	else
+		err = gmem_fence_take(&m->fence, m->dir, GMEM_MINDER_LOCK, 0, NULL);
+	if (err)
+		return err;
+	if (m->opts->take_over)
+		err = gmem_fence_take_over(&serving, m->dir, "lock", TAKE_OVER_MS);
+	else
+		err = gmem_fence_take(&serving, m->dir, "lock", GOING_MS, &pid);
+	if (err == -EBUSY)
+		gmem_err(err, "process %d serves there, and nobody minds it", (int)pid);
+	gmem_fence_drop(&serving);
+	return err;
 }
 
 static int find_program(struct gmem_minder *m)
@@ -353,7 +390,7 @@ int gmem_minder_run(const struct gmem_minder_opts *opts)
 		err = err < 0 ? err : 0;
 	}
 	if (!err && fresh)
-		err = gmem_fence_take(&m->fence, m->dir, GMEM_MINDER_LOCK, 0, NULL);
+		err = be_alone(m);
 	if (!err && fresh)
 		err = gmem_notify_open(&m->above, getenv("NOTIFY_SOCKET"));
 	if (!err && fresh)

@@ -39,6 +39,11 @@ struct gmem_minder_opts {
 	char *const *argv;
 	const struct gmem_minder_listener *listeners;
 	size_t nlisteners;
+	/*
+	 * A minder or a server without one that is there already is killed first; its descriptors are taken out of the
+	 * clients. Otherwise -EBUSY.
+	 */
+	bool take_over;
 	uint64_t watchdog_usec; /* a server that says nothing for so long is killed; 0: 60 s */
 	unsigned int stop_ms; /* how long a server may take to end; then it is killed. 0: 10 s */
 	/* What it has to say (a server that died, how long until the next); may be NULL. */
@@ -54,7 +59,8 @@ bool gmem_minder_wanted(void);
 
 /*
  * Runs until the server has ended for good. The server's exit code, or 128 and its signal's number; 0 after SIGTERM.
- * -EBUSY: there is a minder for this directory; -EADDRINUSE; other errors of starting.
+ * -EBUSY: there is a minder for this directory, or a server that has lost its own; -EADDRINUSE; other errors of
+ * starting.
  */
 int gmem_minder_run(const struct gmem_minder_opts *opts);
 
