@@ -71,6 +71,8 @@ static inline void kid_main(int sock, int fd, uint64_t len, uint64_t features)
 	char *p;
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	/* A sanitizer's would tell of it. */
+	signal(SIGBUS, SIG_DFL);
 	p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (uffd < 0 || p == MAP_FAILED)
 		_exit(2);

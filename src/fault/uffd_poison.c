@@ -10,6 +10,7 @@
 #include "base/err.h"
 #include "base/range.h"
 #include "fault/uffd_job.h"
+#include "sys/uffd.h"
 
 /* The words of what is absent of the page. 0: it is poisoned; -EEXIST: nothing is absent; -EBUSY. */
 static int lose(const struct gmem_uffd_job *job)
@@ -76,20 +77,24 @@ static bool is_elsewhere(const struct gmem_uffd_job *job, uint64_t off, uint64_t
 	return false;
 }
 
-/* Plain views would show a zero. What cannot be marked there is as it was: absent, and nobody brings it in. */
+/*
+ * Plain views would show a zero. What cannot be marked there is as it was: absent, and nobody brings it in. A
+ * guest_memfd takes no markers, here neither: what it gets in their place its touchers meet when they wake.
+ */
 static void mark_elsewhere(const struct gmem_uffd_job *job, uint64_t off)
 {
 	struct gmem_file *file = job->view->file;
 	bool any;
 
 	gmem_rwlock_lock_shared(&file->invalidate_lock);
-	any = is_elsewhere(job, off, job->off - off);
+	any = file->engine == GMEM_ENGINE_KERNEL || is_elsewhere(job, off, job->off - off);
 	gmem_rwlock_unlock_shared(&file->invalidate_lock);
 	if (!any)
 		return;
 	gmem_rwlock_lock(&file->invalidate_lock);
 	(void)gmem_file_mark_lost(file, off, job->off - off);
 	gmem_rwlock_unlock(&file->invalidate_lock);
+	gmem_sys_uffd_wake(job->view->uffd, (uint64_t)(uintptr_t)gmem_view_at(job->view, off), job->off - off);
 }
 
 int64_t gmem_uffd_poison(struct gmem_uffd *uffd, struct gmem_view *view, uint64_t off, uint64_t len)
