@@ -51,7 +51,7 @@ static int check_opts(const struct gmem_workset_opts *opts)
 
 int gmem_workset_create(const char *path, const struct gmem_workset_opts *opts, struct gmem_workset **ret)
 {
-	struct gmem_workset *ws;
+	struct gmem_workset *ws = NULL;
 	int err = check_opts(opts);
 
 	if (!err)
@@ -90,7 +90,7 @@ int gmem_workset_open(const char *path, struct gmem_workset **ret)
 
 int gmem_workset_open_fd(int fd, const char *name, struct gmem_workset **ret)
 {
-	struct gmem_workset *ws;
+	struct gmem_workset *ws = NULL;
 	int err = new_workset(name, &ws);
 
 	if (err)
