@@ -22,7 +22,7 @@ struct cutting {
 	uint64_t fill_bytes_per_s, fault_ns;
 	uint64_t part_base[GMEM_WORKSET_MAX_PARTS]; /* bytes the fill has to do before a part */
 	uint64_t *ready; /* T(k): when the first k entries are in place. n + 1 of them */
-	int64_t *change; /* of the cost, from k - 1 to k. n + 2 */
+	double *change; /* of the cost in ns, from k - 1 to k; n + 2 of them. A damaged file's numbers may be of any size */
 };
 
 /* When the fill has an entry in place, counted from its beginning. */
@@ -55,14 +55,13 @@ static uint64_t first_late(const struct cutting *c, uint64_t i, uint64_t wanted)
 static void add_entry(struct cutting *c, uint64_t i)
 {
 	const struct gmem_workset_run *run = &c->ws->runs[i];
-	uint64_t wanted = gmem_measure_wanted(c->ws, i), page_ns, late;
-	int64_t cost = (int64_t)run->touches * (int64_t)c->fault_ns;
+	uint64_t wanted = gmem_measure_wanted(c->ws, i), late;
+	double cost = (double)run->touches * (double)c->fault_ns;
 
 	if (wanted == GMEM_WORKSET_NEVER) {
 		/* What a page took, in the mean. */
-		page_ns = c->ws->run->pages ? c->ws->run->replay_ns / c->ws->run->pages : 0;
-		if (!c->fill_bytes_per_s)
-			c->change[i + 1] += (int64_t)(run->npages * page_ns);
+		if (!c->fill_bytes_per_s && c->ws->run->pages)
+			c->change[i + 1] += run->npages * (double)c->ws->run->replay_ns / (double)c->ws->run->pages;
 		return;
 	}
 	/* Not replayed, k in [late, i]; replayed, k > i. */
@@ -75,19 +74,24 @@ static void add_entry(struct cutting *c, uint64_t i)
 		c->change[i + 1] += cost;
 }
 
+static uint64_t in_ns(double cost)
+{
+	return cost < 1 ? 0 : cost > 1e18 ? (uint64_t)1e18 : (uint64_t)cost;
+}
+
 static void find_least(const struct cutting *c, struct gmem_workset_cut *cut)
 {
-	int64_t cost = 0, least = INT64_MAX;
+	double cost = 0, least = 0;
 
 	for (uint64_t k = 0; k <= c->ws->n; k++) {
 		cost += c->change[k];
-		if (cost >= least)
+		if (k && cost >= least)
 			continue;
 		least = cost;
 		cut->ret_keep = k;
 	}
-	cut->ret_cost_ns = (uint64_t)least;
-	cut->ret_cost_whole_ns = (uint64_t)cost;
+	cut->ret_cost_ns = in_ns(least);
+	cut->ret_cost_whole_ns = in_ns(cost);
 }
 
 static int find(struct gmem_workset *ws, struct gmem_workset_cut *cut)
