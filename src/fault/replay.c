@@ -15,6 +15,7 @@
 #include "base/range.h"
 #include "fault/pace.h"
 #include "fault/trace.h"
+#include "file/anon.h"
 
 #define BATCH_LEN (2u << 20)
 #define MAX_PIECES 1024u
@@ -238,9 +239,18 @@ static int check(const struct gmem_workset *ws, const struct gmem_parts *parts, 
 	return 0;
 }
 
+/* Bytes that are copied to where they are mapped have no other place to be put in. */
+static bool can_observe(const struct gmem_parts *parts)
+{
+	for (uint32_t i = 0; i < parts->nregions; i++)
+		if (gmem_file_anon(parts->regions[i]->file))
+			return false;
+	return true;
+}
+
 static int begin(struct replay *re, struct gmem_pager *pager, const struct gmem_replay_opts *opts)
 {
-	bool observe = opts && (opts->flags & GMEM_REPLAY_OBSERVE);
+	bool observe = opts && (opts->flags & GMEM_REPLAY_OBSERVE) && can_observe(&re->parts);
 	struct gmem_workset *ws = re->ws;
 	int err = check(ws, &re->parts, opts);
 
