@@ -28,6 +28,12 @@ struct slot {
 	uint16_t region, before, after, window;
 };
 
+/* The same, out of the ring. */
+struct touch {
+	uint64_t ns, page;
+	uint16_t region, before, after, window;
+};
+
 struct target {
 	struct gmem_workset *record, *measure;
 	uint16_t record_part, measure_part;
@@ -43,6 +49,8 @@ struct gmem_tracer {
 	pthread_mutex_t m; /* guards what follows, and the taking out of the ring */
 	pthread_cond_t wake;
 	uint64_t tail;
+	struct touch *held; /* out of the ring, not handed on yet; RING of them */
+	uint32_t nheld;
 	bool stop;
 	struct target targets[GMEM_PAGER_MAX_REGIONS];
 	pthread_t thread;
@@ -84,25 +92,21 @@ void gmem_trace_push(struct gmem_tracer *t, const struct gmem_pager_region *regi
 
 /* ---- out of the ring; m held for all of these */
 
-static bool take(struct gmem_tracer *t, struct slot *ret)
+static bool take(struct gmem_tracer *t, struct touch *ret)
 {
 	struct slot *slot = &t->ring[t->tail % RING];
 	uint64_t lap = t->tail >> RING_SHIFT;
 
 	if (atomic_load_explicit(&slot->turn, memory_order_acquire) != 2 * lap + 1)
 		return false;
-	ret->ns = slot->ns;
-	ret->page = slot->page;
-	ret->region = slot->region;
-	ret->before = slot->before;
-	ret->after = slot->after;
-	ret->window = slot->window;
+	*ret = (struct touch){ slot->ns, slot->page, slot->region, slot->before, slot->after, slot->window };
+	/* Pairs with the acquire of who fills it next. */
 	atomic_store_explicit(&slot->turn, 2 * (lap + 1), memory_order_release);
 	t->tail++;
 	return true;
 }
 
-static void hand_on(struct gmem_tracer *t, const struct slot *touch)
+static void hand_on(struct gmem_tracer *t, const struct touch *touch)
 {
 	const struct target *target = &t->targets[touch->region];
 	struct gmem_workset *ws = target->record;
@@ -122,14 +126,34 @@ static void hand_on(struct gmem_tracer *t, const struct slot *touch)
 	}
 }
 
-static void drain(struct gmem_tracer *t)
+static int by_time(const void *a, const void *b)
+{
+	const struct touch *x = a, *y = b;
+
+	return x->ns < y->ns ? -1 : x->ns > y->ns;
+}
+
+/*
+ * Touches come as they were served, and who has served one and wakes its toucher may lose the processor to it before it
+ * tells: so they are held for a period, and handed on in the order in which their faults were read. `all`: no more come.
+ */
+static void hand_on_held(struct gmem_tracer *t, bool all)
+{
+	uint64_t now = gmem_now_ns();
+	uint32_t n = 0;
+
+	qsort(t->held, t->nheld, sizeof(*t->held), by_time);
+	while (n < t->nheld && (all || t->nheld - n > RING / 2 || now - t->held[n].ns > PERIOD_NS))
+		hand_on(t, &t->held[n++]);
+	memmove(t->held, t->held + n, (t->nheld - n) * sizeof(*t->held));
+	t->nheld -= n;
+}
+
+static void count_dropped(struct gmem_tracer *t)
 {
 	uint64_t dropped = atomic_exchange(&t->dropped, 0);
 	struct gmem_workset *last = NULL;
-	struct slot touch;
 
-	while (take(t, &touch))
-		hand_on(t, &touch);
 	for (uint32_t i = 0; dropped && i < GMEM_PAGER_MAX_REGIONS; i++) {
 		struct gmem_workset *ws = t->targets[i].record;
 
@@ -140,6 +164,16 @@ static void drain(struct gmem_tracer *t)
 		pthread_mutex_unlock(&ws->m);
 		last = ws;
 	}
+}
+
+static void drain(struct gmem_tracer *t, bool all)
+{
+	do {
+		while (t->nheld < RING && take(t, &t->held[t->nheld]))
+			t->nheld++;
+		hand_on_held(t, all);
+	} while (all && t->nheld);
+	count_dropped(t);
 }
 
 static void flush_due(struct gmem_tracer *t)
@@ -169,7 +203,7 @@ static void *tracer_main(void *arg)
 			gmem_cond_wait_for(&t->wake, &t->m, PERIOD_NS);
 		else
 			pthread_cond_wait(&t->wake, &t->m);
-		drain(t);
+		drain(t, false);
 		flush_due(t);
 	}
 	pthread_mutex_unlock(&t->m);
@@ -183,6 +217,7 @@ static void destroy(struct gmem_tracer *t)
 	pthread_cond_destroy(&t->wake);
 	pthread_mutex_destroy(&t->m);
 	free(t->ring);
+	free(t->held);
 	free(t);
 }
 
@@ -191,15 +226,17 @@ static int make(struct gmem_pager *pager, struct gmem_tracer **ret)
 	struct gmem_tracer *t = calloc(1, sizeof(*t));
 	int err;
 
-	if (t)
-		t->ring = calloc(RING, sizeof(*t->ring));
-	if (!t || !t->ring) {
-		free(t);
+	if (!t)
 		return -ENOMEM;
-	}
 	t->pager = pager;
 	pthread_mutex_init(&t->m, NULL);
 	gmem_cond_init(&t->wake);
+	t->ring = calloc(RING, sizeof(*t->ring));
+	t->held = calloc(RING, sizeof(*t->held));
+	if (!t->ring || !t->held) {
+		destroy(t);
+		return -ENOMEM;
+	}
 	err = pthread_create(&t->thread, NULL, tracer_main, t);
 	if (err) {
 		destroy(t);
@@ -357,14 +394,14 @@ int gmem_workset_stop(struct gmem_workset *ws)
 	wait_for_faults(t->pager);
 	if (ws->recorder) {
 		pthread_mutex_lock(&t->m);
-		drain(t);
+		drain(t, true);
 		end_recording(t, ws);
 		pthread_mutex_unlock(&t->m);
 	}
 	t = ws->measurer;
 	if (t) {
 		pthread_mutex_lock(&t->m);
-		drain(t);
+		drain(t, true);
 		end_measuring(t, ws);
 		pthread_mutex_unlock(&t->m);
 	}
@@ -383,7 +420,7 @@ void gmem_trace_end(struct gmem_pager *pager)
 	pthread_mutex_unlock(&t->m);
 	pthread_join(t->thread, NULL);
 	pthread_mutex_lock(&t->m);
-	drain(t);
+	drain(t, true);
 	for (uint32_t i = 0; i < GMEM_PAGER_MAX_REGIONS; i++) {
 		if (t->targets[i].record)
 			end_recording(t, t->targets[i].record);
