@@ -1518,9 +1518,137 @@ struct gmem_pager_stats {
 	uint32_t user_mode_only; /* 1 if a view was registered with a user-mode-only descriptor */
 	uint64_t gave_up; /* faults that were given up: GMEM_PAGER_GAVE_UP */
 	uint64_t pending; /* faults read and not resolved yet */
+	uint64_t replay_pages; /* pages brought in by gmem_pager_replay() */
 };
 
 int gmem_pager_stats(const struct gmem_pager *pager, struct gmem_pager_stats *stats);
+
+/* ----------------------------------------------------------------------------------------- working set */
+
+/*
+ * Which pages a guest wanted first, in what order and when: recorded by a pager, brought in ahead of the guest the next
+ * time. Kept in a file, gmem-workset(5). One thread at a time, but for gmem_workset_stat().
+ *
+ * A page is told by its *part* and its offset there: a part is one source; parts are numbered in the order in which the
+ * regions that are recorded, or replayed, name them, and offsets are the source's own. So a trace fits any restore
+ * of the same snapshot, wherever its memory is mapped.
+ */
+struct gmem_workset;
+
+#define GMEM_WORKSET_IDENTITY_LEN 32u
+#define GMEM_WORKSET_MAX_PARTS 256u
+#define GMEM_WORKSET_MAX_ENTRIES (1u << 22)
+
+struct gmem_workset_opts {
+	size_t size; /* sizeof(struct gmem_workset_opts) */
+	/* Of the snapshot, whatever its owner takes for that (an image's uuid, a digest); all zero: not known. */
+	uint8_t identity[GMEM_WORKSET_IDENTITY_LEN];
+	uint32_t max_entries; /* after so many, nothing more is recorded; 0: 2^20, at most 2^22 */
+};
+
+/*
+ * A new one, to be recorded into `path`, which must not exist yet: as the guest runs it is appended to, so that
+ * whenever the process dies, what is there can be used. NULL: in memory only. `opts` may be NULL. -EEXIST, -EINVAL,
+ * -ENOMEM, and the errors of creating a file.
+ */
+int gmem_workset_create(const char *path, const struct gmem_workset_opts *opts, struct gmem_workset **ret);
+/*
+ * One that was recorded. What is torn or damaged at its end is left out: the entries before it are used. -EMEDIUMTYPE
+ * (no working set), -EPROTONOSUPPORT (of a newer gmem), -EBADMSG (damaged at its beginning), -ENOENT, -EACCES, -ENOMEM.
+ */
+int gmem_workset_open(const char *path, struct gmem_workset **ret);
+int gmem_workset_open_fd(int fd, const char *name, struct gmem_workset **ret); /* `name` for error texts; fd borrowed */
+/* Writes it whole, synced, in place of what was at `path`: there is the one or the other at any time. */
+int gmem_workset_save(struct gmem_workset *ws, const char *path);
+void gmem_workset_close(struct gmem_workset *ws); /* NULL is allowed. Ends a recording into it first. */
+
+struct gmem_workset_entry {
+	size_t size; /* sizeof(struct gmem_workset_entry) */
+	uint32_t part;
+	uint64_t off, len; /* in the part; multiples of 4 KiB. No page is in two entries */
+	uint64_t ns; /* of its first touch, since the recording began; entries are in this order but for a moment */
+	uint32_t touches; /* faults it was made from */
+};
+
+int gmem_workset_entry(const struct gmem_workset *ws, uint64_t i, struct gmem_workset_entry *ret); /* -ERANGE */
+/*
+ * Adds one by hand, at the end. The part is made, or made longer, as it needs. What is in an entry already is left out.
+ * -EINVAL (also: it has a file, or is being recorded into), -ENOSPC (max_entries, parts), -ENOMEM.
+ */
+int gmem_workset_add(struct gmem_workset *ws, const struct gmem_workset_entry *entry);
+
+struct gmem_workset_stat {
+	size_t size; /* sizeof(struct gmem_workset_stat) */
+	uint8_t identity[GMEM_WORKSET_IDENTITY_LEN];
+	uint32_t parts;
+	uint64_t entries, pages; /* what there is */
+	uint64_t lost; /* touches that were not recorded: too many at once, or max_entries */
+	bool torn; /* gmem_workset_open() left something out */
+	bool recording;
+	/* Of all replays that were measured. */
+	uint32_t runs;
+	uint64_t cut_from; /* entries before the last gmem_workset_cut(); 0: never cut */
+	/*
+	 * Of the last one: entries that were in place when the guest wanted them; that it wanted before; that it was
+	 * not seen to touch; pages it wanted that are in no entry.
+	 */
+	uint64_t hits, late, unused, missed;
+	bool observed; /* GMEM_REPLAY_OBSERVE; else what was not seen is taken for a hit, and none for unused */
+	uint64_t replay_ns, replayed_pages; /* from the call to its return; pages it brought in */
+};
+
+int gmem_workset_stat(struct gmem_workset *ws, struct gmem_workset_stat *ret);
+
+/*
+ * Records what is touched in these regions of the pager, or, with `regions` NULL, in all that it has by now, until
+ * gmem_workset_stop(), gmem_workset_close() or gmem_pager_free(). A fault costs it a few tens of nanoseconds; a thread
+ * of the pager's writes. What is touched without a fault is not seen: it was in place, or came with a neighbour, and
+ * then it is part of the neighbour's entry. -EBUSY (a region, or the working set, is being recorded), -EINVAL (it has
+ * entries; no such region), -ENOSPC (parts), -ENOMEM, -EAGAIN (thread).
+ */
+int gmem_pager_record(struct gmem_pager *pager, struct gmem_workset *ws, const unsigned int *regions, size_t nregions);
+/* All that was touched before the call is in the working set, and in its file, when it returns. 0 if none goes on. */
+int gmem_workset_stop(struct gmem_workset *ws);
+
+/* What is replayed is put into the memory, but not mapped: touching it is a fault, a cheap one, and is seen. */
+#define GMEM_REPLAY_OBSERVE (1u << 0)
+
+struct gmem_replay_opts {
+	size_t size; /* sizeof(struct gmem_replay_opts) */
+	uint32_t flags; /* GMEM_REPLAY_* */
+	const unsigned int *regions; /* as gmem_pager_record() */
+	size_t nregions;
+	uint8_t identity[GMEM_WORKSET_IDENTITY_LEN]; /* of the snapshot; all zero: not known, and not compared */
+};
+
+/*
+ * Brings in the pages of the working set, in its order but for batches of up to 2 MiB, skipping what is in place and
+ * giving way to faults. gmem_pager_fill() in another thread waits meanwhile. Returns the pages it brought in, the error
+ * of `progress`, -ESTALE (it is of another snapshot: the identities, the number of parts or their lengths differ),
+ * -EBUSY (one is replayed in this pager already), -ESRCH, -EINVAL, -ENOMEM. Pages that are lost are poisoned, and a
+ * source that says "not now" makes it leave pages out: what it leaves out the fault or the fill brings in.
+ *
+ * It is measured: when each entry came to be in place and, where that is seen, when it was touched, until
+ * gmem_workset_stop(), gmem_workset_close() or gmem_pager_free(). `opts` may be NULL.
+ */
+int64_t gmem_pager_replay(struct gmem_pager *pager, struct gmem_workset *ws, const struct gmem_replay_opts *opts,
+			  gmem_progress_fn progress, void *opaque);
+
+struct gmem_workset_cut {
+	size_t size; /* sizeof(struct gmem_workset_cut) */
+	uint64_t fill_bytes_per_s; /* the background fill that follows the replay; 0: none will */
+	uint64_t fault_ns; /* what a fault costs the guest that brings a page in; 0: 20,000 */
+	bool dry; /* only tell */
+	uint64_t ret_keep; /* entries */
+	uint64_t ret_cost_ns, ret_cost_whole_ns; /* of replaying these, and of replaying all */
+};
+
+/*
+ * Cuts the working set where, by the replay that was measured last, replaying more would bring nothing: where the cost
+ * that gmem-workset(5) defines is least, and of such places the first. -ENODATA (no replay was measured), -EBUSY (it
+ * goes on), -EINVAL, -ENOMEM.
+ */
+int gmem_workset_cut(struct gmem_workset *ws, struct gmem_workset_cut *cut);
 
 /* ----------------------------------------------------------------------------------------------- image */
 

@@ -106,7 +106,7 @@ static int put_run(struct gmem_resolver *r, struct gmem_pager_region *region, ui
 /* Ours that were put in place are up to date, or removed since; the others are as they were. */
 static void let_go(struct gmem_resolver *r, struct gmem_file *file, uint64_t from, uint64_t put_end, uint64_t to)
 {
-	_Atomic uint64_t *pages = r->fill ? &r->pager->c.fill_pages : &r->pager->c.demand_pages;
+	_Atomic uint64_t *pages = gmem_resolver_pages(r);
 	uint32_t generation = gmem_file_generation(file);
 	uint64_t n = 0;
 

@@ -5,19 +5,18 @@
 
 #include "base/err.h"
 #include "base/range.h"
-#include "fault/pager.h"
+#include "fault/pace.h"
 #include "sys/uffd.h"
 
-/*
- * A toucher waits: let it have the processor, the source and the memory first. Not for ever, or one that cannot be
- * served stops the fill.
- */
-static void give_way(struct gmem_pager *pager)
+/* The working set comes first. True if it does; some time has passed then. */
+static bool replay_first(struct gmem_pager *pager)
 {
-	const struct timespec pause = { .tv_nsec = 20000 };
+	const struct timespec pause = { .tv_nsec = 1000000 };
 
-	for (int i = 0; i < 100 && atomic_load_explicit(&pager->pending, memory_order_relaxed); i++)
-		nanosleep(&pause, NULL);
+	if (!atomic_load(&pager->replaying))
+		return false;
+	nanosleep(&pause, NULL);
+	return true;
 }
 
 static uint64_t total_len(const struct gmem_pager *pager, uint32_t n)
@@ -34,13 +33,20 @@ static int fill_region(struct gmem_resolver *r, struct gmem_pager_region *region
 		       gmem_progress_fn progress, void *opaque)
 {
 	uint64_t off = region->off, end = region->off + region->len, told = off;
+	struct gmem_pace pace;
 	uint32_t tries = 0;
 
+	gmem_pace_init(&pace, GMEM_FILL_MAX_PAGES);
 	while (off < end && !atomic_load(&r->pager->stopping)) {
-		int64_t n;
+		bool wait = replay_first(r->pager);
+		int64_t n = 0;
 
-		give_way(r->pager);
-		n = gmem_resolve_fill(r, region, off, end - off);
+		if (!wait) {
+			uint64_t len = gmem_pace_begin(&pace, r->pager);
+
+			n = gmem_resolve_fill(r, region, off, gmem_min_u64(len, end - off));
+			gmem_pace_end(&pace, n > 0 ? (uint64_t)n : 0);
+		}
 		if (n == -ESRCH)
 			return 0;
 		if (n < 0) {
@@ -52,7 +58,7 @@ static int fill_region(struct gmem_resolver *r, struct gmem_pager_region *region
 			tries = 0;
 			off += (uint64_t)n << GMEM_PAGE_SHIFT;
 		}
-		if (progress && (off - told >= 4u << 20 || tries || off == end)) {
+		if (progress && (off - told >= 4u << 20 || tries || wait || off == end)) {
 			int err = progress(opaque, before + off - region->off, total);
 
 			if (err)

@@ -15,6 +15,7 @@
 #include "base/opts.h"
 #include "fault/resolve.h"
 #include "fault/serve_view.h"
+#include "fault/trace.h"
 #include "sys/process.h"
 #include "sys/uffd.h"
 
@@ -86,8 +87,10 @@ static void *resolver_main(void *arg)
 			gmem_pager_enqueue(pager, &f, 1);
 			continue;
 		}
-		if (!err)
+		if (!err) {
 			gmem_pager_count_latency(pager, gmem_now_ns() - f.read_ns);
+			gmem_trace_fault(r, &f);
+		}
 		if (f.guest)
 			gmem_guest_done(pager, f.guest, err);
 		atomic_fetch_sub(&pager->pending, 1);
@@ -204,6 +207,7 @@ void gmem_pager_free(struct gmem_pager *pager)
 	stop_threads(pager);
 	while (atomic_load(&pager->fills))
 		nanosleep(&(struct timespec){ .tv_nsec = 100000 }, NULL);
+	gmem_trace_end(pager);
 	for (unsigned int i = 0; i <= GMEM_PAGER_MAX_THREADS; i++)
 		gmem_resolver_destroy(&pager->resolvers[i]);
 	n = atomic_load(&pager->nregions);
@@ -309,6 +313,7 @@ int gmem_pager_stats(const struct gmem_pager *pager, struct gmem_pager_stats *st
 		.removes = c->removes,
 		.demand_pages = c->demand_pages,
 		.fill_pages = c->fill_pages,
+		.replay_pages = c->replay_pages,
 		.zero_pages = c->zero_pages,
 		.read_bytes = c->read_bytes,
 		.retries = c->retries,

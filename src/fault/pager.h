@@ -22,6 +22,7 @@
 #define GMEM_PAGER_MAX_THREADS 64u
 #define GMEM_DEMAND_MAX_PAGES 64u /* fault-around */
 #define GMEM_FILL_MAX_PAGES 256u /* of one step of the fill */
+#define GMEM_REPLAY_MAX_PAGES 512u /* of one of the replay */
 #define GMEM_STREAMS 4u
 
 struct gmem_pager_region {
@@ -58,6 +59,12 @@ struct gmem_fault {
 	bool given_up; /* it has been told that nobody serves it, and still waits */
 };
 
+/* What a fault brought in, or mapped: the page is in it. */
+struct gmem_touched {
+	uint64_t from, to; /* in the file */
+	uint32_t window; /* pages from the one that was touched on which its toucher was expected to want */
+};
+
 /* What one resolving thread works with. */
 struct gmem_resolver {
 	struct gmem_pager *pager;
@@ -65,15 +72,20 @@ struct gmem_resolver {
 	uint32_t max_pages;
 	bool nowait;
 	bool fill;
+	bool replay; /* known zeroes get memory: somebody is about to touch them */
+	bool unmapped; /* pages are put into the file and mapped nowhere */
+	struct gmem_touched touched; /* of the last fault it served */
 };
 
 struct gmem_pager_counters {
-	_Atomic uint64_t missing, minor, removes, demand_pages, fill_pages, zero_pages, read_bytes, retries, errors,
-		poisoned;
+	_Atomic uint64_t missing, minor, removes, demand_pages, fill_pages, replay_pages, zero_pages, read_bytes,
+		retries, errors, poisoned;
 	_Atomic uint64_t latency[GMEM_LATENCY_BUCKETS], latency_max_ns, latency_sum_ns, latency_count;
 	_Atomic uint32_t user_mode_only;
 	_Atomic uint64_t gave_up;
 };
+
+struct gmem_tracer;
 
 struct gmem_pager {
 	struct gmem_pager_opts opts;
@@ -81,7 +93,9 @@ struct gmem_pager {
 	int view_uffd; /* of this process's views, -1 until there is one; guarded by m */
 	_Atomic bool stopping;
 	_Atomic uint64_t reported_ns; /* when an error was last told */
-	_Atomic uint32_t fills; /* calls of gmem_pager_fill() */
+	_Atomic uint32_t fills; /* calls of gmem_pager_fill() and gmem_pager_replay() */
+	_Atomic bool replaying;
+	_Atomic(struct gmem_tracer *) tracer; /* NULL: nothing was ever recorded */
 	_Atomic uint32_t pending; /* faults read and not yet resolved */
 
 	struct gmem_pager_region *regions[GMEM_PAGER_MAX_REGIONS];
@@ -141,6 +155,14 @@ void gmem_region_free(struct gmem_pager_region *region);
 /* Adds regions, all of one descriptor, or none. The number of the first; `view`: what the only one is of, or NULL. */
 int gmem_pager_add(struct gmem_pager *pager, const struct gmem_region *regions, uint32_t n, struct gmem_view *view);
 
+/* Where the pages that it brings in are counted. */
+static inline _Atomic uint64_t *gmem_resolver_pages(const struct gmem_resolver *r)
+{
+	struct gmem_pager_counters *c = &r->pager->c;
+
+	return r->replay ? &c->replay_pages : r->fill ? &c->fill_pages : &c->demand_pages;
+}
+
 /* queue.c */
 void gmem_pager_enqueue(struct gmem_pager *pager, const struct gmem_fault *faults, uint32_t n);
 bool gmem_pager_dequeue(struct gmem_pager *pager, struct gmem_fault *ret); /* waits; false when the pager stops */
@@ -149,6 +171,18 @@ bool gmem_pager_dequeue(struct gmem_pager *pager, struct gmem_fault *ret); /* wa
 int gmem_pager_bring_in(void *region, struct gmem_file *file, uint64_t off, struct gmem_wait *wait);
 void gmem_guest_done_locked(struct gmem_pager *pager, struct gmem_guest_wait *guest, int err); /* m held */
 void gmem_guest_done(struct gmem_pager *pager, struct gmem_guest_wait *guest, int err);
+
+/* trace.h, for those who serve faults: one was served. */
+void gmem_trace_push(struct gmem_tracer *tracer, const struct gmem_pager_region *region, uint64_t off,
+		     const struct gmem_touched *touched, uint64_t ns);
+
+static inline void gmem_trace_fault(const struct gmem_resolver *r, const struct gmem_fault *f)
+{
+	struct gmem_tracer *tracer = atomic_load_explicit(&r->pager->tracer, memory_order_acquire);
+
+	if (tracer)
+		gmem_trace_push(tracer, f->region, f->off, &r->touched, f->read_ns);
+}
 
 /* reader.c */
 void *gmem_pager_reader(void *resolver);

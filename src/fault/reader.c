@@ -163,6 +163,7 @@ static void serve(struct gmem_resolver *r, struct batch *batch)
 
 	if (batch->n == 1 && gmem_resolve_fault(r, f->region, f->off) == 0) {
 		gmem_pager_count_latency(r->pager, gmem_now_ns() - f->read_ns);
+		gmem_trace_fault(r, f);
 		atomic_fetch_sub(&r->pager->pending, 1);
 		batch->n = 0;
 	}

@@ -180,7 +180,7 @@ int gmem_resolve_fetch(struct gmem_resolver *r, const struct gmem_pager_region *
 static int install(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t from, uint64_t to, bool zero)
 {
 	const struct gmem_backing_ops *ops = region->file->ops;
-	_Atomic uint64_t *pages = r->fill ? &r->pager->c.fill_pages : &r->pager->c.demand_pages;
+	_Atomic uint64_t *pages = gmem_resolver_pages(r);
 	uint64_t off = from;
 	int busy = 0;
 
@@ -210,7 +210,7 @@ static int install(struct gmem_resolver *r, struct gmem_pager_region *region, ui
 		off += (uint64_t)folio.npages << GMEM_PAGE_SHIFT;
 	}
 	/* Mapped when all of the page is there. */
-	if (region->file->page_size > GMEM_PAGE_SIZE)
+	if (region->file->page_size > GMEM_PAGE_SIZE || r->unmapped)
 		return busy == -EHWPOISON ? 0 : busy;
 	if (!busy)
 		return gmem_resolve_map(r, region, from, to - from);
@@ -375,7 +375,7 @@ static int resolve_unit(struct gmem_resolver *r, struct gmem_pager_region *regio
 		return -EAGAIN;
 	if (!r->nowait)
 		err = bring_in_unit(r, region, base);
-	if (!err)
+	if (!err && !r->unmapped)
 		err = map_unit(r, region, base);
 	return err == -ENOENT ? -EAGAIN : err;
 }
@@ -389,7 +389,7 @@ static int64_t fill_unit(struct gmem_resolver *r, struct gmem_pager_region *regi
 	for (uint64_t off = base; off < end; off += GMEM_PAGE_SIZE) {
 		if (!gmem_resolve_absent(region, off))
 			continue;
-		if (gmem_resolve_known_zero(r, region, off) &&
+		if (!r->replay && gmem_resolve_known_zero(r, region, off) &&
 		    gmem_state_zero(&region->file->state, off >> GMEM_PAGE_SHIFT))
 			gmem_pager_count(&r->pager->c.zero_pages, 1);
 		else
@@ -409,8 +409,12 @@ int gmem_resolve_fault(struct gmem_resolver *r, struct gmem_pager_region *region
 
 	if (atomic_load_explicit(&region->gone, memory_order_relaxed))
 		return -ESRCH;
-	if (region->file->page_size > GMEM_PAGE_SIZE)
-		return resolve_unit(r, region, gmem_file_unit_off(region->file, off));
+	if (region->file->page_size > GMEM_PAGE_SIZE) {
+		from = gmem_file_unit_off(region->file, off);
+		to = from + region->file->page_size;
+		r->touched = (struct gmem_touched){ from, to, (uint32_t)((to - off) >> GMEM_PAGE_SHIFT) };
+		return resolve_unit(r, region, from);
+	}
 	window = window_for(region, off >> GMEM_PAGE_SHIFT, &slot);
 	to = gmem_min_u64(off + (uint64_t)window * GMEM_PAGE_SIZE, region->off + region->len);
 	if (!gmem_resolve_absent(region, off)) {
@@ -425,8 +429,10 @@ int gmem_resolve_fault(struct gmem_resolver *r, struct gmem_pager_region *region
 		absent_run(r, region, off, zero, &from, &to);
 		err = bring_in(r, region, off, from, to, zero);
 	}
-	if (!err)
+	if (!err) {
 		window_done(region, slot, to >> GMEM_PAGE_SHIFT, window);
+		r->touched = (struct gmem_touched){ from, to, window };
+	}
 	return err == -ENOENT ? -EAGAIN : err;
 }
 
@@ -443,7 +449,7 @@ int64_t gmem_resolve_fill(struct gmem_resolver *r, struct gmem_pager_region *reg
 	for (; at < end; at += GMEM_PAGE_SIZE) {
 		if (!gmem_resolve_absent(region, at))
 			continue;
-		if (!gmem_resolve_known_zero(r, region, at) ||
+		if (r->replay || !gmem_resolve_known_zero(r, region, at) ||
 		    !gmem_state_zero(&region->file->state, at >> GMEM_PAGE_SHIFT))
 			break;
 		gmem_pager_count(&r->pager->c.zero_pages, 1);
