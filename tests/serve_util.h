@@ -139,6 +139,7 @@ static inline void start_minder(struct scene *s, const struct gmem_minder_opts *
 	o.say = minder_says;
 	o.opaque = s;
 	s->minder = fork();
+	CHECK(s->minder >= 0);
 	if (s->minder)
 		return;
 	setenv("GMEM_TEST_SERVER", s->dir, 1);
@@ -173,6 +174,7 @@ static inline pid_t wait_server(const struct scene *s, pid_t not_this)
 
 static inline void stop_minder(struct scene *s)
 {
+	CHECK(s->minder > 1);
 	kill(s->minder, SIGTERM);
 	wait_ok(s->minder);
 	s->minder = -1;
