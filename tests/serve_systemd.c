@@ -10,6 +10,7 @@
 struct booted {
 	struct scene s;
 	struct jail jail;
+	char command[600]; /* what the service runs; "": the server of serve_server.c */
 };
 
 static const char *systemd_program(void)
@@ -48,6 +49,8 @@ static void copy_unit(const struct booted *b, const char *from, const char *name
 	while (fgets(line, sizeof(line), in)) {
 		if (strncmp(line, "ExecStart=", 10))
 			fputs(line, out);
+		else if (b->command[0])
+			fprintf(out, "ExecStart=%s\n", b->command);
 		else
 			fprintf(out, "ExecStart=%s\nEnvironment=GMEM_TEST_SERVER=/run/gmem-serve\n", self);
 	}
@@ -93,7 +96,6 @@ static void boot(struct booted *b)
 	uint64_t end = now_ms() + (tap_slow() ? 160000 : 20000);
 	int status;
 
-	memset(b, 0, sizeof(*b));
 	need_uffd();
 	if (geteuid())
 		SKIP("systemd", "only root may start a second one");
@@ -179,7 +181,7 @@ static void wait_serves(const struct booted *b, unsigned int n)
 TEST_TIMEOUT(killed_under_systemd, 120)
 {
 	struct machine m[2];
-	struct booted b;
+	struct booted b = { 0 };
 
 	boot(&b);
 	for (int i = 0; i < 2; i++)
@@ -203,7 +205,7 @@ TEST_TIMEOUT(killed_under_systemd, 120)
 TEST_TIMEOUT(killed_at_every_step_under_systemd, 200)
 {
 	static const char *const steps[] = { "accepted", "peeked", "put", "rename", "ledger", "consumed" };
-	struct booted b;
+	struct booted b = { 0 };
 
 	boot(&b);
 	for (size_t i = 0; i < sizeof(steps) / sizeof(steps[0]); i++) {
@@ -226,7 +228,7 @@ TEST_TIMEOUT(killed_at_every_step_under_systemd, 200)
 TEST_TIMEOUT(restarted_and_stopped, 120)
 {
 	struct machine m;
-	struct booted b;
+	struct booted b = { 0 };
 
 	boot(&b);
 	machine_inside(&m, &b, 256, 100);
@@ -245,4 +247,65 @@ TEST_TIMEOUT(restarted_and_stopped, 120)
 	machine_finish(&m);
 	wait_empty(&b.s);
 	shut_down(&b);
+}
+
+/* The memory file of the machines; they compare every page with it. */
+static void write_memory(const char *path, uint64_t npages)
+{
+	int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+	char page[P];
+
+	CHECK_OK(fd);
+	for (uint64_t i = 0; i < npages; i++) {
+		fill_page(ID, i * P, page);
+		CHECK_EQ(write(fd, page, P), P);
+	}
+	close(fd);
+}
+
+static void touched(struct machine *m, uint64_t ops)
+{
+	for (int i = 0; i < 2; i++)
+		atomic_store(&m[i].shared->hold_at, ops);
+	for (int i = 0; i < 2; i++)
+		WAIT_FOR(atomic_load(&m[i].shared->ops) >= ops);
+}
+
+/* gmem serve itself, with its unit: killed, restarted, stopped and started. */
+TEST_TIMEOUT(the_command_under_systemd, 200)
+{
+	char dir[] = "/tmp/gmem-memory-XXXXXX", memory[64], cmd[600], gmem[400];
+	const char *build = getenv("GMEM_BUILD"), *other = getenv("GMEM_TEST_COMMAND");
+	struct booted b = { .s.firecracker = true };
+	struct machine m[2];
+
+	snprintf(gmem, sizeof(gmem), "%s%s", other ? other : build ? build : "build", other ? "" : "/gmem");
+	snprintf(cmd, sizeof(cmd), "%s serve --help >/dev/null 2>&1", gmem);
+	if (system(cmd))
+		SKIP("serve", "%s has no command serve", gmem);
+	CHECK(mkdtemp(dir));
+	snprintf(memory, sizeof(memory), "%s/memory", dir);
+	write_memory(memory, 512);
+	snprintf(b.command, sizeof(b.command), "%.300s serve --state-dir=/run/gmem-serve --no-fill --source a=raw:%s",
+		 gmem, memory);
+	boot(&b);
+	for (int i = 0; i < 2; i++)
+		machine_inside(&m[i], &b, 512, 1);
+	for (unsigned int round = 1; round <= 4; round++) {
+		touched(m, round * 100);
+		systemctl(&b, "kill --kill-who=main -s KILL gmem-serve.service");
+	}
+	touched(m, 500);
+	systemctl(&b, "restart gmem-serve.service");
+	touched(m, 600);
+	systemctl(&b, "stop gmem-serve.service");
+	CHECK_EQ(count_files(&b.s, ".json"), 2);
+	systemctl(&b, "start gmem-serve.service");
+	touched(m, 700);
+	for (int i = 0; i < 2; i++)
+		machine_finish(&m[i]);
+	wait_empty(&b.s);
+	shut_down(&b);
+	snprintf(cmd, sizeof(cmd), "rm -rf %s", dir);
+	CHECK_EQ(system(cmd), 0);
 }

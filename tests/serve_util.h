@@ -18,6 +18,7 @@ struct scene {
 	char dir[64], sock[108];
 	pid_t minder;
 	const char *program;
+	bool firecracker; /* the server is gmem's own: machines say what Firecracker does */
 };
 
 /* ---- files of the state directory, which is how a test and the server talk */
@@ -198,10 +199,18 @@ static inline void say_hello(const struct scene *s, void *p, uint64_t len, int u
 	struct serve_hello h = { SERVE_MAGIC, (uint64_t)(uintptr_t)p, len };
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
 	int sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	char json[200];
 
 	strcpy(addr.sun_path, s->sock);
 	CHECK_EQ(connect(sock, (struct sockaddr *)&addr, sizeof(addr)), 0);
-	CHECK_OK(gmem_socket_send(sock, &h, sizeof(h), uffd, 0));
+	snprintf(
+		json, sizeof(json),
+		"[{\"base_host_virt_addr\":%llu,\"size\":%llu,\"offset\":0,\"page_size\":4096,\"page_size_kib\":4096}]",
+		(unsigned long long)h.hva, (unsigned long long)len);
+	if (s->firecracker)
+		CHECK_OK(gmem_socket_send(sock, json, strlen(json), uffd, 0));
+	else
+		CHECK_OK(gmem_socket_send(sock, &h, sizeof(h), uffd, 0));
 	/* The socket and the userfaultfd stay open, as Firecracker's do. */
 }
 
