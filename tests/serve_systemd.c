@@ -177,6 +177,32 @@ static void wait_serves(const struct booted *b, unsigned int n)
 	}
 }
 
+/* What systemd says of the units; keys that it is too old for, it says it passes over. */
+TEST_TIMEOUT(units_are_understood, 60)
+{
+	struct booted b = { .command = "/bin/true" };
+	char cmd[400], line[600];
+	FILE *f;
+
+	if (system("systemd-analyze --version >/dev/null 2>&1"))
+		SKIP("systemd", "there is no systemd-analyze");
+	strcpy(b.jail.units, "/tmp/gmem-units-XXXXXX");
+	CHECK(mkdtemp(b.jail.units));
+	write_units(&b);
+	snprintf(cmd, sizeof(cmd),
+		 "cd %s && SYSTEMD_UNIT_PATH=%s systemd-analyze verify --man=no ./gmem-serve.service "
+		 "./gmem-serve.socket 2>&1",
+		 b.jail.units, b.jail.units);
+	f = popen(cmd, "re");
+	CHECK(f);
+	while (fgets(line, sizeof(line), f))
+		if (!strstr(line, "FileDescriptorStorePreserve"))
+			FAIL("%s", line);
+	CHECK_EQ(pclose(f), 0);
+	snprintf(cmd, sizeof(cmd), "rm -rf %s", b.jail.units);
+	CHECK_EQ(system(cmd), 0);
+}
+
 /* The first machine starts the service. */
 TEST_TIMEOUT(killed_under_systemd, 120)
 {
