@@ -460,7 +460,8 @@ struct gmem_uffd_mapping {
  * comes next with the descriptor. If the process has ended operations are -ESRCH; what it has unmapped is -ENOENT.
  * -EINVAL (size, modes, alignment, not a userfault descriptor, no such memory, or
  * not of these modes), -ERANGE (past the file's end), -EEXIST (overlaps a mapping of the same descriptor), -EBUSY
- * (another descriptor has it), -ENOMEM (also: the process has ended), -EMFILE, -ENFILE, -ENOSPC (epoll).
+ * (another descriptor has it), -EOPNOTSUPP (a file of another process's private memory, GMEM_FILE_ANON), -ENOMEM (also: the
+ * process has ended), -EMFILE, -ENFILE, -ENOSPC (epoll).
  */
 int gmem_uffd_register_mapping(struct gmem_uffd *uffd, const struct gmem_uffd_mapping *mapping,
 			       struct gmem_view **ret);
