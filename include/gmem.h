@@ -458,10 +458,10 @@ struct gmem_uffd_mapping {
  * pages raise no faults. `*ret` stands for it in events and operations, and is of no other use: gmem_view_addr() is
  * its address there, and gmem_view_unmap() frees it and unmaps nothing; what is not resolved by then waits for whoever
  * comes next with the descriptor. If the process has ended operations are -ESRCH; what it has unmapped is -ENOENT.
- * -EINVAL (size, modes, alignment, not a userfault descriptor, no such memory, or
- * not of these modes), -ERANGE (past the file's end), -EEXIST (overlaps a mapping of the same descriptor), -EBUSY
- * (another descriptor has it), -EOPNOTSUPP (a file of another process's private memory, GMEM_FILE_ANON), -ENOMEM (also: the
- * process has ended), -EMFILE, -ENFILE, -ENOSPC (epoll).
+ * -EINVAL (size, modes, alignment, not a userfault descriptor, no such memory, or not of these modes), -ERANGE (past
+ * the file's end), -EEXIST (overlaps a mapping of the same descriptor), -EBUSY (another descriptor has it), -EOPNOTSUPP
+ * (a file of gmem_file_create_anon(): a pager serves those), -ENOMEM (also: the process has ended), -EMFILE, -ENFILE,
+ * -ENOSPC (epoll).
  */
 int gmem_uffd_register_mapping(struct gmem_uffd *uffd, const struct gmem_uffd_mapping *mapping,
 			       struct gmem_view **ret);
