@@ -78,8 +78,8 @@ static bool is_elsewhere(const struct gmem_uffd_job *job, uint64_t off, uint64_t
 }
 
 /*
- * Plain views, and guests, would be shown a zero. What cannot be marked there is as it was: absent, and nobody brings it in. A
- * guest_memfd takes no markers, here neither: what it gets in their place its touchers meet when they wake.
+ * Plain views, and guests, would be shown a zero. What cannot be marked there is as it was: absent, and nobody brings
+ * it in. A guest_memfd takes no markers, here neither: what it gets in their place its touchers meet when they wake.
  */
 static void mark_elsewhere(const struct gmem_uffd_job *job, uint64_t off)
 {
