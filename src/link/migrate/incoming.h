@@ -10,11 +10,11 @@
  *
  *	gmem_incoming_new()
  *	gmem_incoming_wait(OPEN), gmem_incoming_nregions(), gmem_incoming_region()
- *	gmem_incoming_section("qemu")     waits for it; the machine is started
+ *	gmem_incoming_section("qemu")     waits for it
  *	[gmem_incoming_store()            for each region, if a pre-copy round may come]
+ *	gmem_incoming_source()            one for each region: regions of a pager; the machine is started
  *	gmem_incoming_prepared()
  *	gmem_incoming_wait(STOPPED)
- *	gmem_incoming_source()            one for each region: regions of a pager
  *	gmem_incoming_section("device-state"), loaded
  *	gmem_incoming_ready()
  *	gmem_incoming_wait(GO)
@@ -68,10 +68,11 @@ int gmem_incoming_store(struct gmem_incoming *incoming, size_t region, int fd, u
 uint64_t gmem_incoming_stored(struct gmem_incoming *incoming, size_t region);
 
 /*
- * A region as a source, which the caller owns; offset 0 is the region's. In phases STOPPED to COMPLETE. `read` asks over
- * the priority connection for what is not at hand and waits; -ETIMEDOUT (no link, or no answer: the page is asked for
- * again when the pager does), -EIO only if the source's machine said that it cannot read that page. `prefetch` waits for
- * what comes over bulk. -ERANGE, -EBUSY, -ENOMEM.
+ * A region as a source, which the caller owns; offset 0 is the region's. In phases OPEN to COMPLETE; one a region.
+ * `read` asks over the priority connection for what is not at hand and waits; -ETIMEDOUT (no link, or no answer, or the
+ * guest still runs at the source, so that no byte is final: the page is asked for again when the pager does), -EIO only
+ * if the source's machine said that it cannot read that page. `prefetch` waits for what comes over bulk. -ERANGE,
+ * -EBUSY, -EEXIST, -ENOMEM.
  */
 int gmem_incoming_source(struct gmem_incoming *incoming, size_t region, struct gmem_source **ret);
 

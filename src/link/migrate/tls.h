@@ -14,6 +14,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define GMEM_TLS_REKEY (UINT64_C(64) << 30) /* well below what AES-GCM is good for: some 2^24 records of 16 KiB */
 #define GMEM_TLS_PIN_LEN 32u /* SHA-256 of a certificate's DER form */
 
 struct gmem_tls_opts {
@@ -36,6 +37,8 @@ struct gmem_tls_opts {
 struct gmem_tls_ctx;
 int gmem_tls_ctx_new(const struct gmem_tls_opts *opts, struct gmem_tls_ctx **ret);
 void gmem_tls_ctx_free(struct gmem_tls_ctx *ctx); /* NULL is allowed; after all its connections */
+/* How many bytes are written under one key; GMEM_TLS_REKEY at first. Before the first connection. */
+void gmem_tls_ctx_set_rekey(struct gmem_tls_ctx *ctx, uint64_t bytes);
 
 /*
  * A connection on a connected stream socket, which becomes non-blocking and the connection's own, also on failure.
