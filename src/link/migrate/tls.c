@@ -69,7 +69,8 @@ static BIO_METHOD *sock_method(void)
 {
 	BIO_METHOD *m = BIO_meth_new(BIO_TYPE_SOURCE_SINK, "gmem socket");
 
-	if (m && BIO_meth_set_write(m, sock_write) && BIO_meth_set_read(m, sock_read) && BIO_meth_set_ctrl(m, sock_ctrl))
+	if (m && BIO_meth_set_write(m, sock_write) && BIO_meth_set_read(m, sock_read) &&
+	    BIO_meth_set_ctrl(m, sock_ctrl))
 		return m;
 	BIO_meth_free(m);
 	return NULL;
@@ -130,7 +131,8 @@ static int load(struct gmem_tls_ctx *ctx, const struct gmem_tls_opts *opts)
 	if (SSL_CTX_use_PrivateKey_file(ctx->ssl, opts->key, SSL_FILETYPE_PEM) != 1) {
 		if (ERR_GET_REASON(ERR_peek_last_error()) == X509_R_KEY_VALUES_MISMATCH ||
 		    ERR_GET_REASON(ERR_peek_last_error()) == X509_R_KEY_TYPE_MISMATCH)
-			return gmem_err(-EKEYREJECTED, "%s: not the key of the certificate in %s", opts->key, opts->cert);
+			return gmem_err(-EKEYREJECTED, "%s: not the key of the certificate in %s", opts->key,
+					opts->cert);
 		return gmem_err(-EBADMSG, "%s: no key in PEM form, or an encrypted one: %s", opts->key, reason());
 	}
 	if (SSL_CTX_check_private_key(ctx->ssl) != 1)
@@ -143,8 +145,8 @@ static int configure(struct gmem_tls_ctx *ctx)
 	SSL_CTX *ssl = ctx->ssl;
 
 	if (SSL_CTX_set_min_proto_version(ssl, TLS1_3_VERSION) != 1 || SSL_CTX_set_num_tickets(ssl, 0) != 1 ||
-	    SSL_CTX_set_ciphersuites(
-		    ssl, "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256") != 1)
+	    SSL_CTX_set_ciphersuites(ssl,
+				     "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256") != 1)
 		return gmem_err(-EOPNOTSUPP, "tls: this OpenSSL has no TLS 1.3: %s", reason());
 	SSL_CTX_set_options(ssl, SSL_OP_NO_TICKET | SSL_OP_NO_COMPRESSION | SSL_OP_NO_RENEGOTIATION);
 	SSL_CTX_set_session_cache_mode(ssl, SSL_SESS_CACHE_OFF);
@@ -166,7 +168,9 @@ int gmem_tls_ctx_new(const struct gmem_tls_opts *opts, struct gmem_tls_ctx **ret
 		return gmem_err(-EINVAL, "tls: options of another size");
 	if (!opts->ca || !opts->cert || !opts->key)
 		return gmem_err(-EINVAL, "tls: no file given for the %s",
-				!opts->ca ? "CA" : !opts->cert ? "certificate" : "key");
+				!opts->ca   ? "CA" :
+				!opts->cert ? "certificate" :
+					      "key");
 	if ((!opts->peer_name || !opts->peer_name[0]) && !opts->peer_pin)
 		return gmem_err(-EINVAL, "tls: who the other side has to be is not given, by name or by SHA-256");
 	ctx = calloc(1, sizeof(*ctx));

@@ -147,9 +147,10 @@ int gmem_tls_check_peer(struct gmem_tls *tls)
 	if (!tls->ctx->has_pin || !memcmp(tls->pin, tls->ctx->pin, GMEM_TLS_PIN_LEN))
 		return 0;
 	name_text(X509_get_subject_name(cert), subject, sizeof(subject));
-	return gmem_err(-EKEYREJECTED,
-			"%s: the certificate \"%s\" is not the one with the given SHA-256; its begins with %02x%02x%02x%02x",
-			tls->name, subject, tls->pin[0], tls->pin[1], tls->pin[2], tls->pin[3]);
+	return gmem_err(
+		-EKEYREJECTED,
+		"%s: the certificate \"%s\" is not the one with the given SHA-256; its begins with %02x%02x%02x%02x",
+		tls->name, subject, tls->pin[0], tls->pin[1], tls->pin[2], tls->pin[3]);
 }
 
 int gmem_tls_check_own(const struct gmem_tls_ctx *ctx, X509 *cert)
@@ -162,7 +163,8 @@ int gmem_tls_check_own(const struct gmem_tls_ctx *ctx, X509 *cert)
 	}
 	if (X509_cmp_current_time(X509_get0_notBefore(cert)) > 0) {
 		time_text(X509_get0_notBefore(cert), when, sizeof(when));
-		return gmem_err(-EKEYEXPIRED, "%s: this side's own certificate is not valid before %s", ctx->cert, when);
+		return gmem_err(-EKEYEXPIRED, "%s: this side's own certificate is not valid before %s", ctx->cert,
+				when);
 	}
 	return 0;
 }

@@ -277,7 +277,8 @@ static size_t encode_section(uint8_t *p, const struct gmem_wire_msg *m)
 	gmem_put_le32(p + 16, m->section.len);
 	gmem_put_le32(p + 20, m->text_len);
 	encode_bytes(p + SECTION_LEN, m->text, m->text_len);
-	return SECTION_LEN + m->text_len + encode_bytes(p + SECTION_LEN + m->text_len, m->section.bytes, m->section.len);
+	return SECTION_LEN + m->text_len +
+	       encode_bytes(p + SECTION_LEN + m->text_len, m->section.bytes, m->section.len);
 }
 
 static size_t encode_dirty(uint8_t *p, const struct gmem_wire_msg *m)
