@@ -16,8 +16,15 @@
 
 #include "base/err.h"
 
-#define OUT_LEN (4u * GMEM_WIRE_MAX_FRAME)
+#define SMALL_LEN (128u * 1024) /* of messages that are not produced */
+#define SMALL_FRAME 512u /* the longest of those */
 #define MESSAGES_AT_ONCE 64u
+#define FRAMES_AT_ONCE 4u
+
+struct out {
+	uint8_t *bytes; /* [sent, len) waits; both 0 if nothing does */
+	size_t sent, len;
+};
 
 struct gmem_conn {
 	struct gmem_tls *tls;
@@ -28,8 +35,9 @@ struct gmem_conn {
 	uint64_t heard_ns; /* when something last came; the owner's */
 
 	pthread_mutex_t m; /* guards `tls` and the following */
-	uint8_t *out; /* OUT_LEN bytes; [sent, queued) waits */
-	size_t sent, queued;
+	struct out small; /* SMALL_LEN bytes: what any thread sends */
+	struct out frame; /* one frame: the owner fills it, if it is empty */
+	struct out *active; /* the one that is half written */
 	short out_wants;
 	uint64_t said_ns; /* when something was last queued */
 
@@ -48,14 +56,20 @@ static uint64_t now_ns(void)
 }
 
 /* What a socket of another kind does not have, it does not need. */
-static void tune(int fd, bool bulk, uint32_t silence_ms)
+static void tune(int fd, uint32_t silence_ms)
 {
-	int one = 1, tos = bulk ? 0x08 : 0x10, prio = bulk ? 2 : 6, unsent = 512 * 1024;
 	unsigned int timeout = silence_ms;
+	int one = 1;
 
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 	setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
 	setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout, sizeof(timeout));
+}
+
+void gmem_conn_set_bulk(struct gmem_conn *conn, bool bulk)
+{
+	int tos = bulk ? 0x08 : 0x10, prio = bulk ? 2 : 6, unsent = 512 * 1024, fd = gmem_tls_fd(conn->tls);
+
 	setsockopt(fd, IPPROTO_IP, IP_TOS, &tos, sizeof(tos));
 	setsockopt(fd, IPPROTO_IPV6, IPV6_TCLASS, &tos, sizeof(tos));
 	setsockopt(fd, SOL_SOCKET, SO_PRIORITY, &prio, sizeof(prio));
@@ -64,13 +78,13 @@ static void tune(int fd, bool bulk, uint32_t silence_ms)
 		setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof(unsent));
 }
 
-int gmem_conn_new(struct gmem_tls_ctx *ctx, int fd, bool server, bool bulk, uint32_t silence_ms, const char *name,
+int gmem_conn_new(struct gmem_tls_ctx *ctx, int fd, bool server, uint32_t silence_ms, const char *name,
 		  struct gmem_conn **ret)
 {
 	struct gmem_conn *c = calloc(1, sizeof(*c));
 	int err;
 
-	tune(fd, bulk, silence_ms);
+	tune(fd, silence_ms);
 	if (!c) {
 		close(fd);
 		return gmem_err(-ENOMEM, "%s: no memory for a connection", name);
@@ -85,10 +99,11 @@ int gmem_conn_new(struct gmem_tls_ctx *ctx, int fd, bool server, bool bulk, uint
 	c->heard_ns = c->said_ns = now_ns();
 	c->in_want = GMEM_WIRE_HEAD_LEN;
 	c->in_wants = POLLIN;
-	c->out = malloc(OUT_LEN);
+	c->small.bytes = malloc(SMALL_LEN);
+	c->frame.bytes = malloc(GMEM_WIRE_MAX_FRAME);
 	c->in = malloc(GMEM_WIRE_MAX_FRAME);
 	c->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (!c->out || !c->in || c->wake < 0) {
+	if (!c->small.bytes || !c->frame.bytes || !c->in || c->wake < 0) {
 		err = c->wake < 0 ? -errno : -ENOMEM;
 		gmem_conn_free(c);
 		return gmem_err_sys(err, "%s: a connection", name);
@@ -105,7 +120,8 @@ void gmem_conn_free(struct gmem_conn *conn)
 	if (conn->wake >= 0)
 		close(conn->wake);
 	pthread_mutex_destroy(&conn->m);
-	free(conn->out);
+	free(conn->small.bytes);
+	free(conn->frame.bytes);
 	free(conn->in);
 	free(conn);
 }
@@ -137,12 +153,12 @@ void gmem_conn_cut(struct gmem_conn *conn)
 
 /* ---- out */
 
-/* Writes what it can. 0, also if some is left; or an error that is final. */
-static int flush_locked(struct gmem_conn *c)
+/* Writes what it can of one buffer. 0, also if some is left; or an error that is final. */
+static int write_locked(struct gmem_conn *c, struct out *o)
 {
 	c->out_wants = 0;
-	while (c->sent < c->queued) {
-		int64_t n = gmem_tls_write(c->tls, c->out + c->sent, c->queued - c->sent);
+	while (o->sent < o->len) {
+		int64_t n = gmem_tls_write(c->tls, o->bytes + o->sent, o->len - o->sent);
 
 		if (n == -EAGAIN) {
 			c->out_wants = gmem_tls_wants(c->tls);
@@ -150,30 +166,39 @@ static int flush_locked(struct gmem_conn *c)
 		}
 		if (n < 0)
 			return (int)n;
-		c->sent += (size_t)n;
+		o->sent += (size_t)n;
 	}
-	c->sent = c->queued = 0;
+	o->sent = o->len = 0;
 	return 0;
 }
 
-static bool room_locked(struct gmem_conn *c, size_t len)
+/* What was begun is finished first; then small messages go before frames. */
+static int flush_locked(struct gmem_conn *c)
 {
-	if (OUT_LEN - c->queued >= len)
-		return true;
-	/* TLS takes the same bytes from another place. */
-	if (OUT_LEN - (c->queued - c->sent) < len)
-		return false;
-	memmove(c->out, c->out + c->sent, c->queued - c->sent);
-	c->queued -= c->sent;
-	c->sent = 0;
-	return true;
+	while (c->small.len || c->frame.len) {
+		struct out *o = c->active ? c->active : c->small.len ? &c->small : &c->frame;
+		int err = write_locked(c, o);
+
+		c->active = o->len ? o : NULL;
+		if (err || o->len)
+			return err;
+	}
+	return 0;
 }
 
 static int queue_locked(struct gmem_conn *c, const struct gmem_wire_msg *msg)
 {
-	if (!room_locked(c, GMEM_WIRE_MAX_FRAME))
+	struct out *o = &c->small;
+
+	if (SMALL_LEN - o->len < SMALL_FRAME) {
+		/* TLS takes the same bytes from another place. */
+		memmove(o->bytes, o->bytes + o->sent, o->len - o->sent);
+		o->len -= o->sent;
+		o->sent = 0;
+	}
+	if (SMALL_LEN - o->len < SMALL_FRAME)
 		return gmem_err(-ENOBUFS, "migration: too much waits to be sent");
-	c->queued += gmem_wire_encode(c->out + c->queued, msg);
+	o->len += gmem_wire_encode(o->bytes + o->len, msg);
 	c->said_ns = now_ns();
 	return 0;
 }
@@ -187,45 +212,42 @@ int gmem_conn_send(struct gmem_conn *conn, const struct gmem_wire_msg *msg)
 	err = queue_locked(conn, msg);
 	if (!err && conn->secure)
 		err = flush_locked(conn);
-	wake = conn->queued;
+	wake = conn->small.len;
 	pthread_mutex_unlock(&conn->m);
 	if (wake)
 		gmem_conn_wake(conn);
 	return err;
 }
 
-/*
- * Fills the buffer. Only the owner produces, and nobody else sends much, so there is no lock while it does: what others
- * send meanwhile comes before. Returns how many frames, or an error.
- */
-static int64_t produce(struct gmem_conn *c, const struct gmem_conn_ops *ops, void *opaque, uint8_t *frame)
+static bool frame_empty(struct gmem_conn *c)
+{
+	bool empty;
+
+	pthread_mutex_lock(&c->m);
+	empty = !c->frame.len;
+	pthread_mutex_unlock(&c->m);
+	return empty;
+}
+
+/* Only the owner writes to `frame` while it is empty, so there is no lock while it does. How many frames, or an error. */
+static int64_t produce(struct gmem_conn *c, const struct gmem_conn_ops *ops, void *opaque)
 {
 	int64_t n = 0, len;
-	bool room;
 
-	for (;;) {
-		pthread_mutex_lock(&c->m);
-		room = OUT_LEN - c->queued >= 2 * GMEM_WIRE_MAX_FRAME || (!c->queued);
-		pthread_mutex_unlock(&c->m);
-		if (!room)
-			return n;
-		len = ops->produce(opaque, frame);
+	while (n < FRAMES_AT_ONCE && frame_empty(c)) {
+		len = ops->produce(opaque, c->frame.bytes);
 		if (len <= 0)
 			return len < 0 ? len : n;
 		n++;
 		pthread_mutex_lock(&c->m);
-		if (!room_locked(c, (size_t)len)) {
-			pthread_mutex_unlock(&c->m);
-			return gmem_err(-ENOBUFS, "migration: too much waits to be sent");
-		}
-		memcpy(c->out + c->queued, frame, (size_t)len);
-		c->queued += (size_t)len;
+		c->frame.len = (size_t)len;
 		c->said_ns = now_ns();
 		len = flush_locked(c);
 		pthread_mutex_unlock(&c->m);
 		if (len < 0)
 			return len;
 	}
+	return n;
 }
 
 /* ---- in */
@@ -334,14 +356,14 @@ static int keep_alive(struct gmem_conn *c, int *wait_ms)
 	pthread_mutex_lock(&c->m);
 	quiet_ms = (now - c->said_ns) / 1000000u;
 	/* What waits says it as well. */
-	if (quiet_ms >= every && !c->queued) {
+	if (quiet_ms >= every && !c->small.len && !c->frame.len) {
 		err = queue_locked(c, &ping);
 		if (!err)
 			err = flush_locked(c);
 		quiet_ms = 0;
 	}
 	pthread_mutex_unlock(&c->m);
-	*wait_ms = (int)(quiet_ms < every ? every - quiet_ms : 1);
+	*wait_ms = (int)(quiet_ms < every ? every - quiet_ms : every);
 	if (*wait_ms > (int)(c->silence_ms - silent_ms))
 		*wait_ms = (int)(c->silence_ms - silent_ms);
 	return err;
@@ -360,9 +382,8 @@ static void wait_for_more(struct gmem_conn *c, int wait_ms)
 
 int gmem_conn_run(struct gmem_conn *conn, const struct gmem_conn_ops *ops, void *opaque)
 {
-	uint8_t *frame = malloc(GMEM_WIRE_MAX_FRAME);
-	int64_t r = frame ? 0 : gmem_err(-ENOMEM, "migration: no memory for a frame");
 	int wait_ms = 0;
+	int64_t r = 0;
 
 	while (r >= 0 && !atomic_load(&conn->cut)) {
 		int64_t made;
@@ -372,7 +393,7 @@ int gmem_conn_run(struct gmem_conn *conn, const struct gmem_conn_ops *ops, void 
 		pthread_mutex_unlock(&conn->m);
 		if (r < 0)
 			break;
-		made = r = produce(conn, ops, opaque, frame);
+		made = r = produce(conn, ops, opaque);
 		if (r < 0)
 			break;
 		r = read_some(conn, ops, opaque);
@@ -384,6 +405,5 @@ int gmem_conn_run(struct gmem_conn *conn, const struct gmem_conn_ops *ops, void 
 				wait_for_more(conn, wait_ms);
 		}
 	}
-	free(frame);
 	return r < 0 ? (int)r : gmem_err(-ECANCELED, "the link was given up here");
 }

@@ -21,9 +21,10 @@ struct gmem_conn_ops {
 	int64_t (*produce)(void *opaque, uint8_t *frame);
 };
 
-/* Takes `fd`, also on failure. The bulk connection yields to the other one in the host's queues. */
-int gmem_conn_new(struct gmem_tls_ctx *ctx, int fd, bool server, bool bulk, uint32_t silence_ms, const char *name,
+/* Takes `fd`, also on failure. */
+int gmem_conn_new(struct gmem_tls_ctx *ctx, int fd, bool server, uint32_t silence_ms, const char *name,
 		  struct gmem_conn **ret);
+void gmem_conn_set_bulk(struct gmem_conn *conn, bool bulk); /* which of the two goes first in the host's queues */
 void gmem_conn_free(struct gmem_conn *conn); /* NULL is allowed */
 const struct gmem_tls *gmem_conn_tls(const struct gmem_conn *conn);
 
