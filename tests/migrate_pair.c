@@ -39,6 +39,7 @@ static struct gmem_channel_opts channel_opts(struct pair *p, struct gmem_tls_ctx
 
 	opts.silence_ms = p->silence_ms ? p->silence_ms : 60000;
 	opts.handshake_ms = 60000;
+	opts.lost_ms = p->lost_ms;
 	snprintf(address, 64, "127.0.0.1:%u", p->proxied ? p->proxy.port : p->port);
 	if (listens)
 		opts.listen_fd = p->listen_fd;
@@ -63,6 +64,10 @@ void pair_begin(struct pair *p, uint64_t *seed)
 	p->listen_fd = listen_any(&p->port);
 	if (p->proxied)
 		proxy_start(&p->proxy, p->port);
+	if (p->cut_bytes)
+		atomic_store(&p->proxy.cut_bytes, p->cut_bytes);
+	if (p->cut_records)
+		atomic_store(&p->proxy.cut_records, p->cut_records);
 	region.fd = p->memfd;
 	opts = channel_opts(p, p->both.alpha_ctx, p->source_listens, address);
 	CHECK_OK(gmem_page_server_new(&opts, &region, 1, &p->server));

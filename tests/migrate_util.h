@@ -88,7 +88,9 @@ struct pair {
 	bool proxied; /* set before pair_begin() */
 	bool source_listens; /* so too: else the destination does */
 	uint32_t silence_ms; /* so too; 0: 60000, longer than a loaded machine holds a thread up */
+	uint32_t lost_ms; /* so too; 0: no limit */
 	uint64_t ahead; /* so too: of gmem_incoming_opts */
+	int64_t cut_bytes, cut_records; /* so too: of the proxy, from the beginning; 0: never */
 	int listen_fd;
 	uint16_t port;
 	struct gmem_page_server *server;
