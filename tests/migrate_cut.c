@@ -21,7 +21,7 @@ static void check_section(struct pair *p, const char *name, const void *want, si
 /* A whole migration of little memory, cut once. False if it was over before it could be cut. */
 static bool run_with_cut(struct pair *p, uint64_t *seed)
 {
-	uint8_t state[300000], page[4096];
+	uint8_t state[160000], page[4096];
 	bool cut;
 
 	for (size_t i = 0; i < sizeof(state); i += 8)
@@ -54,7 +54,7 @@ TEST_TIMEOUT(cut_at_every_record, 240)
 	unsigned int runs = 0;
 
 	for (int64_t k = 1 + (tap_slow() ? (int64_t)(tap_rand(&seed) % 7) : 0);; k += step) {
-		struct pair p = { .len = 512 << 10, .proxied = true, .cut_records = k };
+		struct pair p = { .len = 256 << 10, .proxied = true, .cut_records = k };
 
 		p.source_listens = k % 2;
 		runs++;
@@ -72,7 +72,7 @@ TEST_TIMEOUT(cut_at_random_bytes, 120)
 	for (unsigned int i = 0; i < (tap_slow() ? 6 : 40); i++) {
 		struct pair p = { .len = 512 << 10, .proxied = true };
 
-		p.cut_bytes = 1 + (int64_t)(tap_rand(&seed) % (600 << 10));
+		p.cut_bytes = 1 + (int64_t)(tap_rand(&seed) % (500 << 10));
 		p.source_listens = tap_rand(&seed) % 2;
 		run_with_cut(&p, &seed);
 	}

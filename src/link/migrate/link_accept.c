@@ -87,6 +87,9 @@ static void refuse(struct acceptor *a, struct pending *p, int err)
 	msg.text_len = (uint8_t)strnlen(text, GMEM_WIRE_MAX_TEXT);
 	gmem_conn_send(p->conn, &msg);
 	drop(p);
+	/* Who just goes away, or is cut off, was not refused. */
+	if (err == -ECONNRESET || err == -EPIPE || err == -ETIMEDOUT)
+		return;
 	gmem_err(err, "%s: refused: %s", p->name, text);
 	gmem_link_tell(a->link, GMEM_CHANNEL_REFUSED, err, gmem_last_error());
 }
