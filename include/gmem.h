@@ -1315,6 +1315,12 @@ struct gmem_source_ops {
 	 */
 	int (*is_zero)(void *opaque, uint64_t off, uint64_t len, bool nowait);
 	void (*free)(void *opaque); /* optional */
+	/*
+	 * Optional. [off, off + len) is about to be read by somebody nobody waits for (a fill, a replay), and probably
+	 * what follows: a source that is far away asks for it now, after what is waited for. With `wait` it returns
+	 * when what it brings is at hand. 0, or negative errno: not now. `read` answers without it as well.
+	 */
+	int (*prefetch)(void *opaque, uint64_t off, uint64_t len, bool wait);
 };
 
 struct gmem_source;
