@@ -444,7 +444,7 @@ static int prefetch(struct gmem_resolver *r, struct gmem_pager_region *region, u
 {
 	int err = gmem_source_prefetch(region->source, source_off(region, off), len, true);
 
-	return err < 0 ? report_failure(r, region, off, err) : err;
+	return err < 0 ? gmem_resolve_failed(r, region, off, err) : err;
 }
 
 int64_t gmem_resolve_fill(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t off, uint64_t len)
