@@ -1356,9 +1356,9 @@ struct gmem_nbd_opts {
  * that are lost are made again, so a server may be restarted with the same bytes. Known to be zero is what the server
  * says is (base:allocation: zero, not a hole alone). `opts` may be NULL.
  * -EINVAL, -EOPNOTSUPP (built without libnbd, or it is not installed, being loaded now; a server whose blocks are
- * larger than a page), -ETIMEDOUT, -ECONNREFUSED, -ENOENT and what else connecting fails with. Of reads: -ENODATA past the
- * export's end, and nothing else that is lasting: -ETIMEDOUT, -ECONNREFUSED, -ECONNRESET, -EREMOTEIO (the server's I/O
- * error), -ESTALE (the export has another size now) mean not now.
+ * larger than a page), -ETIMEDOUT, -ECONNREFUSED, -ENOENT and what else connecting fails with. Of reads: -ENODATA past
+ * the export's end, and nothing else that is lasting: -ETIMEDOUT, -ECONNREFUSED, -ECONNRESET, -EREMOTEIO (the server's
+ * I/O error), -ESTALE (the export has another size now) mean not now.
  */
 int gmem_source_new_nbd(const char *uri, const struct gmem_nbd_opts *opts, struct gmem_source **ret);
 
