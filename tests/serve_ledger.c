@@ -299,6 +299,13 @@ TEST(directories_of_others)
 	remove_dir(dir);
 }
 
+/* Who holds the fence is known by when it started, which an emulator tells otherwise of itself than of others. */
+static void need_start_times(void)
+{
+	if (tap_emulator())
+		SKIP("emulator", "%s answers for /proc/self/stat", tap_emulator());
+}
+
 /* A process that has the fence; ends when its pipe is closed. */
 static pid_t fence_holder(int *ret_pipe)
 {
@@ -328,10 +335,12 @@ static pid_t fence_holder(int *ret_pipe)
 
 TEST(the_fence)
 {
-	struct gmem_ledger_dir *dir = new_dir(), *two;
+	struct gmem_ledger_dir *dir, *two;
 	int pipe_fd, status;
 	pid_t pid, told = 0;
 
+	need_start_times();
+	dir = new_dir();
 	pid = fence_holder(&pipe_fd);
 	CHECK_ERR(gmem_ledger_dir_lock(dir, 0, &told), -EBUSY);
 	CHECK_EQ(told, pid);
@@ -351,10 +360,13 @@ TEST(the_fence)
 
 TEST(taking_over)
 {
-	struct gmem_ledger_dir *dir = new_dir();
+	struct gmem_ledger_dir *dir;
 	int pipe_fd, status;
-	pid_t pid = fence_holder(&pipe_fd);
+	pid_t pid;
 
+	need_start_times();
+	dir = new_dir();
+	pid = fence_holder(&pipe_fd);
 	CHECK_OK(gmem_ledger_dir_take_over(dir, 20000));
 	CHECK_EQ(waitpid(pid, &status, 0), pid);
 	CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);

@@ -10,9 +10,11 @@
 #include <fcntl.h>
 #include <linux/mount.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -115,6 +117,9 @@ static inline bool jail_mount_own(const struct jail *j)
 
 static inline _Noreturn void jail_first_process(const struct jail *j, const char *program, int log)
 {
+	/* A test that is killed leaves none behind. */
+	if (prctl(PR_SET_PDEATHSIG, SIGKILL))
+		_exit(JAIL_REFUSED);
 	setsid();
 	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) || !jail_read_only("/", AT_RECURSIVE))
 		_exit(JAIL_REFUSED);
