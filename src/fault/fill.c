@@ -96,7 +96,7 @@ static int64_t fill(struct gmem_pager *pager, gmem_progress_fn progress, void *o
 	err = gmem_resolver_init(&r, pager, GMEM_FILL_MAX_PAGES);
 	if (err)
 		return err;
-	gmem_pace_init(&pace, pager, GMEM_FILL_MAX_PAGES);
+	gmem_pace_init(&pace, pager, GMEM_FILL_MAX_PAGES, false);
 	r.fill = true;
 	r.pace = &pace;
 	filled = atomic_load(&pager->c.fill_pages);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "fault/pace.h"
 
+#include <sched.h>
 #include <time.h>
 
 #include "base/range.h"
@@ -16,18 +17,35 @@
 #define SLICE_BUSY_NS 12000u
 #define SLICE_QUIET_NS 100000u
 #define SLICE_PAGES 4u
+#define YIELDS 50
 #define QUIET_NS 20000000u /* without a fault, until it is quiet */
+
+/* Lets others run, for a while if that was in vain several times. */
+static void pause_for(int tries)
+{
+	const struct timespec pause = { .tv_nsec = 20000 };
+
+	if (tries < YIELDS)
+		sched_yield();
+	else
+		nanosleep(&pause, NULL);
+}
 
 /*
  * A toucher waits: let it have the processor, the source and the memory first. Not for ever, or one that cannot be
  * served stops the work behind.
  */
-static void give_way(struct gmem_pager *pager)
+static void give_way(const struct gmem_pace *pace)
 {
-	const struct timespec pause = { .tv_nsec = 20000 };
+	const struct gmem_pager_counters *c = &pace->pager->c;
+	uint64_t served = atomic_load_explicit(&c->latency_count, memory_order_relaxed);
+	uint64_t pending = atomic_load_explicit(&pace->pager->pending, memory_order_relaxed);
 
-	for (int i = 0; i < 100 && atomic_load_explicit(&pager->pending, memory_order_relaxed); i++)
-		nanosleep(&pause, NULL);
+	for (int i = 0; i < YIELDS + 100 && atomic_load_explicit(&pace->pager->pending, memory_order_relaxed); i++) {
+		if (pace->replay && atomic_load_explicit(&c->latency_count, memory_order_relaxed) - served >= pending)
+			return;
+		pause_for(i);
+	}
 }
 
 static bool quiet(struct gmem_pace *pace, uint64_t now)
@@ -43,10 +61,11 @@ static bool quiet(struct gmem_pace *pace, uint64_t now)
 	return now - pace->fault_ns > QUIET_NS;
 }
 
-void gmem_pace_init(struct gmem_pace *pace, struct gmem_pager *pager, uint32_t most)
+void gmem_pace_init(struct gmem_pace *pace, struct gmem_pager *pager, uint32_t most, bool replay)
 {
 	*pace = (struct gmem_pace){
 		.pager = pager,
+		.replay = replay,
 		.pages = STEP_PAGES,
 		.most = most,
 		.page_ns = SLICE_BUSY_NS / SLICE_PAGES,
@@ -57,7 +76,7 @@ uint64_t gmem_pace_step(struct gmem_pace *pace)
 {
 	bool busy;
 
-	give_way(pace->pager);
+	give_way(pace);
 	pace->step_ns = gmem_now_ns();
 	pace->in_slices_ns = 0;
 	busy = !quiet(pace, pace->step_ns);
@@ -81,7 +100,7 @@ uint64_t gmem_pace_slice(struct gmem_pace *pace)
 {
 	uint64_t ns, pages;
 
-	give_way(pace->pager);
+	give_way(pace);
 	pace->slice_ns = gmem_now_ns();
 	ns = quiet(pace, pace->slice_ns) ? SLICE_QUIET_NS : SLICE_BUSY_NS;
 	pages = ns / (pace->page_ns ? pace->page_ns : 1);

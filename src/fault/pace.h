@@ -14,6 +14,7 @@
 
 struct gmem_pace {
 	struct gmem_pager *pager;
+	bool replay; /* what it does spares touchers faults: it waits for those that are pending, not for those after them */
 	uint32_t pages, most; /* of a step */
 	uint32_t page_ns; /* what a page of a slice took lately */
 	uint64_t faults, fault_ns; /* so many had been read when there were last more, and when that was */
@@ -22,7 +23,7 @@ struct gmem_pace {
 	bool at_hand; /* the source gave the last step's pages as fast as memory does: a short step costs nothing */
 };
 
-void gmem_pace_init(struct gmem_pace *pace, struct gmem_pager *pager, uint32_t most);
+void gmem_pace_init(struct gmem_pace *pace, struct gmem_pager *pager, uint32_t most, bool replay);
 
 /* Waits while faults are pending, for a limited time. Returns the bytes that the step may have. */
 uint64_t gmem_pace_step(struct gmem_pace *pace);

@@ -264,7 +264,7 @@ static int begin(struct replay *re, struct gmem_pager *pager, const struct gmem_
 	re->r.fill = true;
 	re->r.replay = true;
 	re->r.unmapped = observe;
-	gmem_pace_init(&re->pace, pager, GMEM_REPLAY_MAX_PAGES);
+	gmem_pace_init(&re->pace, pager, GMEM_REPLAY_MAX_PAGES, true);
 	re->r.pace = &re->pace;
 	pthread_mutex_lock(&ws->m);
 	err = gmem_measure_begin(ws, observe);
