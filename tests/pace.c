@@ -59,6 +59,7 @@ TEST(slices_by_faults_and_speed)
 	CHECK_EQ(gmem_pace_slice(&pace), busy);
 	/* Ten times as slow: fewer pages, and never fewer than four. */
 	pace.page_ns = 10000;
+	atomic_store(&pager->c.minor, 2);
 	CHECK_EQ(gmem_pace_slice(&pace), 4 * P);
 	for (int i = 0; i < 100; i++) {
 		gmem_pace_slice(&pace);
@@ -66,8 +67,10 @@ TEST(slices_by_faults_and_speed)
 		gmem_pace_slice_done(&pace, 4);
 	}
 	CHECK(pace.page_ns > 1 * MS);
+	atomic_store(&pager->c.minor, 3);
 	CHECK_EQ(gmem_pace_slice(&pace), 4 * P);
 	pace.page_ns = 0;
+	atomic_store(&pager->c.minor, 4);
 	CHECK(gmem_pace_slice(&pace) > busy);
 	free(pager);
 }
@@ -87,6 +90,7 @@ TEST(steps_of_what_is_at_hand)
 	pace.step_ns -= 256 * 10000;
 	gmem_pace_step_done(&pace, 256);
 	CHECK(!pace.at_hand);
+	pace.pages = 256;
 	pace.at_hand = true;
 	CHECK_EQ(gmem_pace_step(&pace), 256 * P);
 	atomic_store(&pager->c.missing, 1);
