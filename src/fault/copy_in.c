@@ -165,7 +165,7 @@ int gmem_copy_in(struct gmem_resolver *r, struct gmem_pager_region *region, uint
 		uint64_t end = lock_run(region->file, off, to, &why);
 
 		if (end > off)
-			err = copy_run(r, region, off, end, zero ? NULL : (const char *)r->staging + (off - from));
+			err = copy_run(r, region, off, end, zero ? NULL : r->staged + (off - from));
 		if (err == -ECANCELED) {
 			later = -EAGAIN;
 			err = 0;

@@ -33,19 +33,17 @@ static int fill_region(struct gmem_resolver *r, struct gmem_pager_region *region
 		       gmem_progress_fn progress, void *opaque)
 {
 	uint64_t off = region->off, end = region->off + region->len, told = off;
-	struct gmem_pace pace;
 	uint32_t tries = 0;
 
-	gmem_pace_init(&pace, GMEM_FILL_MAX_PAGES);
 	while (off < end && !atomic_load(&r->pager->stopping)) {
 		bool wait = replay_first(r->pager);
 		int64_t n = 0;
 
 		if (!wait) {
-			uint64_t len = gmem_pace_begin(&pace, r->pager);
+			uint64_t len = gmem_pace_step(r->pace);
 
 			n = gmem_resolve_fill(r, region, off, gmem_min_u64(len, end - off));
-			gmem_pace_end(&pace, n > 0 ? (uint64_t)n : 0);
+			gmem_pace_step_done(r->pace, n > 0 ? (uint64_t)n : 0);
 		}
 		if (n == -ESRCH)
 			return 0;
@@ -90,6 +88,7 @@ static int64_t fill(struct gmem_pager *pager, gmem_progress_fn progress, void *o
 {
 	uint64_t before, filled = 0;
 	struct gmem_resolver r;
+	struct gmem_pace pace;
 	bool again;
 	uint32_t n;
 	int err;
@@ -97,7 +96,9 @@ static int64_t fill(struct gmem_pager *pager, gmem_progress_fn progress, void *o
 	err = gmem_resolver_init(&r, pager, GMEM_FILL_MAX_PAGES);
 	if (err)
 		return err;
+	gmem_pace_init(&pace, pager, GMEM_FILL_MAX_PAGES, false);
 	r.fill = true;
+	r.pace = &pace;
 	filled = atomic_load(&pager->c.fill_pages);
 	do {
 		again = false;

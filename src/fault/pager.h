@@ -65,11 +65,15 @@ struct gmem_touched {
 	uint32_t window; /* pages from the one that was touched on which its toucher was expected to want */
 };
 
+struct gmem_pace;
+
 /* What one resolving thread works with. */
 struct gmem_resolver {
 	struct gmem_pager *pager;
 	void *staging; /* GMEM_DEMAND_MAX_PAGES pages; the fill's holds more */
 	uint32_t max_pages;
+	const char *staged; /* in it: the bytes of the slice that is being installed */
+	struct gmem_pace *pace; /* of work behind the faults, else NULL */
 	bool nowait;
 	bool fill;
 	bool replay; /* known zeroes get memory: somebody is about to touch them */

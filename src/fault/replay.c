@@ -161,10 +161,10 @@ static void bring_in(struct replay *re, const struct piece *p)
 	uint64_t at = p->off, end = p->off + p->len, unit = p->region->file->page_size;
 
 	while (at < end && !atomic_load(&re->r.pager->stopping)) {
-		uint64_t len = gmem_pace_begin(&re->pace, re->r.pager);
+		uint64_t len = gmem_pace_step(&re->pace);
 		int64_t n = gmem_resolve_fill(&re->r, p->region, at, gmem_min_u64(len, end - at));
 
-		gmem_pace_end(&re->pace, n > 0 ? (uint64_t)n : 0);
+		gmem_pace_step_done(&re->pace, n > 0 ? (uint64_t)n : 0);
 		if (n > 0) {
 			at += (uint64_t)n << GMEM_PAGE_SHIFT;
 			re->refused = 0;
@@ -264,7 +264,8 @@ static int begin(struct replay *re, struct gmem_pager *pager, const struct gmem_
 	re->r.fill = true;
 	re->r.replay = true;
 	re->r.unmapped = observe;
-	gmem_pace_init(&re->pace, GMEM_REPLAY_MAX_PAGES);
+	gmem_pace_init(&re->pace, pager, GMEM_REPLAY_MAX_PAGES, true);
+	re->r.pace = &re->pace;
 	pthread_mutex_lock(&ws->m);
 	err = gmem_measure_begin(ws, observe);
 	if (!err)

@@ -14,6 +14,7 @@
 
 #include "base/err.h"
 #include "base/range.h"
+#include "fault/pace.h"
 #include "fault/resolve.h"
 #include "file/anon.h"
 #include "source/source.h"
@@ -192,7 +193,7 @@ static int install(struct gmem_resolver *r, struct gmem_pager_region *region, ui
 
 		if (err)
 			return err;
-		folio.data = zero ? NULL : (const char *)r->staging + (off - from);
+		folio.data = zero ? NULL : r->staged + (off - from);
 		err = ops->insert(region->file, &folio);
 		if (err == -EEXIST || err == -EBUSY || err == -EHWPOISON) {
 			/* One that is locked is not ours to map: its holder does, or its toucher comes again. */
@@ -287,6 +288,25 @@ int gmem_resolve_lose(struct gmem_resolver *r, struct gmem_pager_region *region,
 	return region->file->page_size > GMEM_PAGE_SIZE ? 0 : map_in_place(r, region, off, 1);
 }
 
+/* Installs what is staged; work behind the faults, in slices. */
+static int install_run(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t from, uint64_t to, bool zero)
+{
+	uint64_t at = from, end;
+	int err = 0;
+
+	for (; at < to && !err; at = end) {
+		end = r->pace ? gmem_min_u64(to, at + gmem_pace_slice(r->pace)) : to;
+		r->staged = (const char *)r->staging + (at - from);
+		if (!gmem_resolve_lock_file(r, region->file))
+			return -EAGAIN;
+		err = install(r, region, at, end, zero);
+		gmem_rwlock_unlock_shared(&region->file->invalidate_lock);
+		if (r->pace)
+			gmem_pace_slice_done(r->pace, (end - at) >> GMEM_PAGE_SHIFT);
+	}
+	return err;
+}
+
 /*
  * Brings in [from, to), one run. `off` is the page that must come; the others may fail.
  */
@@ -306,10 +326,7 @@ static int bring_in(struct gmem_resolver *r, struct gmem_pager_region *region, u
 		return gmem_resolve_lose(r, region, off, err);
 	if (err)
 		return gmem_resolve_failed(r, region, off, err);
-	if (!gmem_resolve_lock_file(r, region->file))
-		return -EAGAIN;
-	err = install(r, region, from, to, zero);
-	gmem_rwlock_unlock_shared(&region->file->invalidate_lock);
+	err = install_run(r, region, from, to, zero);
 	if (err == -ESRCH)
 		return gmem_resolve_gone(r, region);
 	return gmem_resolve_expected(err) ? err : gmem_resolve_failed(r, region, off, err);
