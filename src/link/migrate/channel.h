@@ -31,6 +31,8 @@
  *	ABORTED    any   from the source before it sent GO, from the         source
  *	                 destination before it sent RESUMED
  *
+ * (gmem_phase_may_say() and gmem_phase_may_hear() are this table; a test goes through all states two sides can be in.)
+ *
  * Until the source has *sent* GO it may go on running the guest, whatever happens; from then on never again, unless the
  * destination says ABORT. The destination runs it only after it *received* GO, and never after it sent ABORT. So the
  * guest runs on one side at most, at every instant and with every link lost; and the source keeps memory and device
