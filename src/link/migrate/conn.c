@@ -235,7 +235,9 @@ static bool frame_empty(struct gmem_conn *c)
 	return empty;
 }
 
-/* Only the owner writes to `frame` while it is empty, so there is no lock while it does. How many frames, or an error. */
+/*
+ * Only the owner writes to `frame` while it is empty, so there is no lock while it does. How many frames, or an error.
+ */
 static int64_t produce(struct gmem_conn *c, const struct gmem_conn_ops *ops, void *opaque)
 {
 	int64_t n = 0, len;

@@ -53,9 +53,9 @@ int gmem_page_server_precopy(struct gmem_page_server *server);
 /*
  * What the guest wrote: `npages` pages of the region from `off` on, a bit each, the lowest of the first byte first. The
  * destination drops what it has of them, and fetches them again. The rule for the caller: a page written after it was
- * sent has to be in a bitmap given later, so the dirty log is switched on before gmem_page_server_precopy(), and what it
- * says is *taken* (got and cleared) before this is called. Before STOPPED. -EINVAL, -EBUSY, -ENOBUFS (more than 64 MiB
- * of messages are not acknowledged), -ECANCELED.
+ * sent has to be in a bitmap given later, so the dirty log is switched on before gmem_page_server_precopy(), and what
+ * it says is *taken* (got and cleared) before this is called. Before STOPPED. -EINVAL, -EBUSY, -ENOBUFS (more than 64
+ * MiB of messages are not acknowledged), -ECANCELED.
  */
 int gmem_page_server_dirty(struct gmem_page_server *server, size_t region, uint64_t off, uint64_t npages,
 			   const void *bitmap);

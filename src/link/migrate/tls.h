@@ -31,8 +31,8 @@ struct gmem_tls_opts {
 
 /*
  * One side's identity. Immutable once made: any number of threads and channels may use it. -EINVAL (what is missing),
- * -ENOENT, -EACCES, -EBADMSG (a file that holds no certificate or key), -EKEYREJECTED (the key is another certificate's),
- * -EKEYEXPIRED (this side's own certificate: the text says since when), -ENOMEM.
+ * -ENOENT, -EACCES, -EBADMSG (a file that holds no certificate or key), -EKEYREJECTED (the key is another
+ * certificate's), -EKEYEXPIRED (this side's own certificate: the text says since when), -ENOMEM.
  */
 struct gmem_tls_ctx;
 int gmem_tls_ctx_new(const struct gmem_tls_opts *opts, struct gmem_tls_ctx **ret);
