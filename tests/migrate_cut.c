@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* Links that are lost: at every message, at any byte, in silence, for good. Each page and phase comes once all the same. */
+/*
+ * Links that are lost: at every message, at any byte, in silence, for good. Each page and phase comes once all the
+ * same.
+ */
 #include "tap.h"
 
 #include "migrate_util.h"

@@ -5,159 +5,14 @@
  */
 #include "tap.h"
 
-#include <poll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 
 #include "base/range.h"
 #include "image/hash.h"
 #include "link/migrate/wire.h"
-#include "migrate_util.h"
+#include "migrate_raw.h"
 #include "source/source.h"
-
-/* ---- a side made by hand */
-
-struct raw {
-	struct gmem_tls *tls[2]; /* [channel - 1] */
-	uint8_t id[GMEM_WIRE_ID_LEN];
-	uint64_t seq; /* of the last control message */
-	uint8_t in[GMEM_WIRE_MAX_FRAME];
-};
-
-static int raw_wait(struct gmem_tls *tls)
-{
-	struct pollfd p = { .fd = gmem_tls_fd(tls), .events = gmem_tls_wants(tls) };
-
-	return poll(&p, 1, -1);
-}
-
-/* False: we were cut off. */
-static bool raw_write(struct gmem_tls *tls, const void *buf, size_t len)
-{
-	size_t done = 0;
-
-	while (done < len) {
-		int64_t n = gmem_tls_write(tls, (const uint8_t *)buf + done, len - done);
-
-		if (n == -EAGAIN)
-			raw_wait(tls);
-		else if (n < 0)
-			return false;
-		else
-			done += (size_t)n;
-	}
-	return true;
-}
-
-static bool raw_read(struct gmem_tls *tls, void *buf, size_t len)
-{
-	size_t done = 0;
-
-	while (done < len) {
-		int64_t n = gmem_tls_read(tls, (uint8_t *)buf + done, len - done);
-
-		if (n == -EAGAIN)
-			raw_wait(tls);
-		else if (n < 0)
-			return false;
-		else
-			done += (size_t)n;
-	}
-	return true;
-}
-
-static bool raw_send(struct raw *r, enum gmem_wire_channel channel, struct gmem_wire_msg *msg)
-{
-	static uint8_t frame[GMEM_WIRE_MAX_FRAME];
-
-	if (msg->type >= GMEM_WIRE_CONTROL)
-		msg->seq = ++r->seq;
-	return raw_write(r->tls[channel - 1], frame, gmem_wire_encode(frame, msg));
-}
-
-/* The next message but pings and acknowledgements. */
-static bool raw_recv(struct raw *r, enum gmem_wire_channel channel, struct gmem_wire_msg *msg)
-{
-	uint16_t type;
-	int64_t len;
-
-	do {
-		if (!raw_read(r->tls[channel - 1], r->in, GMEM_WIRE_HEAD_LEN))
-			return false;
-		len = CHECK_OK(gmem_wire_decode_head(r->in, &type));
-		if (!raw_read(r->tls[channel - 1], r->in + GMEM_WIRE_HEAD_LEN, (size_t)len))
-			return false;
-		CHECK_OK(gmem_wire_decode(type, r->in + GMEM_WIRE_HEAD_LEN, (size_t)len, msg));
-	} while (type == GMEM_WIRE_PING || type == GMEM_WIRE_ACK);
-	return true;
-}
-
-static struct gmem_tls *raw_connect(struct gmem_tls_ctx *ctx, uint16_t port)
-{
-	int fd = connect_port(port);
-	struct gmem_tls *tls;
-
-	CHECK(fd >= 0);
-	CHECK_OK(gmem_tls_new(ctx, fd, false, "the victim", &tls));
-	while (gmem_tls_handshake(tls) == -EAGAIN)
-		raw_wait(tls);
-	return tls;
-}
-
-static struct gmem_wire_msg raw_hello(const struct raw *r, enum gmem_wire_role role, enum gmem_wire_channel channel,
-				      uint64_t epoch)
-{
-	struct gmem_wire_msg msg = { .type = GMEM_WIRE_HELLO };
-
-	msg.hello = (struct gmem_wire_hello){ .version = 1, .role = (uint8_t)role, .channel = (uint8_t)channel };
-	msg.hello.epoch = epoch;
-	memcpy(msg.hello.id, r->id, sizeof(r->id));
-	return msg;
-}
-
-/* Says a HELLO; what comes back. The connection is kept if it was one, too. */
-static struct gmem_wire_msg raw_greet(struct raw *r, struct gmem_tls_ctx *ctx, uint16_t port, struct gmem_wire_msg *msg)
-{
-	enum gmem_wire_channel channel = msg->hello.channel;
-	struct gmem_wire_msg got;
-
-	r->tls[channel - 1] = raw_connect(ctx, port);
-	CHECK(raw_send(r, channel, msg));
-	CHECK(raw_recv(r, channel, &got));
-	if (got.type != GMEM_WIRE_HELLO) {
-		printf("refused: %.*s\n", got.text_len, got.text);
-		gmem_tls_free(r->tls[channel - 1]);
-		r->tls[channel - 1] = NULL;
-	}
-	return got;
-}
-
-static void raw_link(struct raw *r, struct gmem_tls_ctx *ctx, uint16_t port, enum gmem_wire_role role)
-{
-	memset(r, 0, sizeof(*r));
-	memset(r->id, 0x5a, sizeof(r->id));
-	for (enum gmem_wire_channel c = GMEM_WIRE_PRIORITY; c <= GMEM_WIRE_BULK; c++) {
-		struct gmem_wire_msg msg = raw_hello(r, role, c, 1);
-
-		CHECK_EQ(raw_greet(r, ctx, port, &msg).type, GMEM_WIRE_HELLO);
-	}
-}
-
-static void raw_end(struct raw *r)
-{
-	gmem_tls_free(r->tls[0]);
-	gmem_tls_free(r->tls[1]);
-}
-
-/* Both connections go, whichever was the one it was said on. */
-static void expect_cut(struct raw *r)
-{
-	struct gmem_wire_msg msg;
-
-	for (int i = 0; i < 2; i++)
-		while (raw_recv(r, (enum gmem_wire_channel)(i + 1), &msg))
-			;
-}
 
 /* ---- victims */
 
@@ -331,7 +186,7 @@ TEST_TIMEOUT(what_a_source_may_not_say, 120)
 			CHECK(raw_send(&r, GMEM_WIRE_BULK, &msg));
 		msg = lies[i].second();
 		raw_send(&r, lies[i].channel, &msg);
-		expect_cut(&r);
+		raw_expect_cut(&r);
 		CHECK(gmem_incoming_phase(v.incoming) <= GMEM_MIGRATE_OPEN);
 		raw_end(&r);
 		victim_end(&v);
@@ -356,7 +211,7 @@ TEST(bytes_that_are_no_message)
 		raw_link(&r, i % 2 ? v.both.beta_ctx : v.both.alpha_ctx, v.port,
 			 i % 2 ? GMEM_WIRE_DESTINATION : GMEM_WIRE_SOURCE);
 		raw_write(r.tls[i / 2 % 2], frames[i], sizeof(frames[i]));
-		expect_cut(&r);
+		raw_expect_cut(&r);
 		raw_end(&r);
 		victim_end(&v);
 	}
@@ -428,7 +283,7 @@ TEST_TIMEOUT(answers_to_other_questions, 60)
 			msg = pages_msg(question.pages.tag, 0, 0x3f000, 64); /* not of one chunk */
 		raw_send(&r, GMEM_WIRE_PRIORITY, &msg);
 		if (variant < 4)
-			expect_cut(&r);
+			raw_expect_cut(&r);
 		pthread_join(o.thread, NULL);
 		CHECK_EQ(o.err, variant < 4 ? -ETIMEDOUT : 0);
 		if (variant == 4)
@@ -461,7 +316,7 @@ TEST(what_a_destination_may_not_ask)
 			if (variant)
 				CHECK_OK(gmem_page_server_precopy(v.server));
 			raw_send(&r, GMEM_WIRE_PRIORITY, &msg);
-			expect_cut(&r);
+			raw_expect_cut(&r);
 		} else {
 			CHECK_OK(gmem_page_server_precopy(v.server));
 			CHECK(raw_recv(&r, GMEM_WIRE_BULK, &msg));
@@ -475,7 +330,7 @@ TEST(what_a_destination_may_not_ask)
 			if (variant == 5)
 				msg = (struct gmem_wire_msg){ .type = GMEM_WIRE_ROUND_DONE, .round = 1 };
 			raw_send(&r, GMEM_WIRE_BULK, &msg);
-			expect_cut(&r);
+			raw_expect_cut(&r);
 		}
 		CHECK_EQ(gmem_page_server_phase(v.server), GMEM_MIGRATE_OPEN);
 		raw_end(&r);
@@ -513,7 +368,9 @@ TEST(who_else_connects)
 	got = raw_greet(&other, twin_ctx, v.port, &msg);
 	CHECK_EQ(got.type, GMEM_WIRE_REFUSE);
 	CHECK_EQ(got.error, EACCES);
-	/* A link of before; one that has got what was never sent; a bulk connection alone; the same side; no version. */
+	/*
+	 * A link of before; one that has got what was never sent; a bulk connection alone; the same side; no version.
+	 */
 	for (unsigned int i = 0; i < 5; i++) {
 		msg = raw_hello(&other, i == 3 ? GMEM_WIRE_SOURCE : GMEM_WIRE_DESTINATION,
 				i == 2 ? GMEM_WIRE_BULK : GMEM_WIRE_PRIORITY, i == 0 ? 1 : 2);

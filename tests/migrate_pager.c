@@ -186,7 +186,9 @@ TEST_TIMEOUT(touched_before_it_stopped, 60)
 	struct scene s = { .pair = { .len = 1 << 20 } };
 	uint64_t seed = tap_seed();
 	struct toucher t = { .s = &s, .touches = 50 };
+	uint8_t *last = malloc(1 << 20);
 
+	CHECK(last);
 	need_markers();
 	set_up(&s, &seed);
 	t.seed = tap_rand(&seed);
@@ -194,9 +196,12 @@ TEST_TIMEOUT(touched_before_it_stopped, 60)
 	/* The pager asks, and is told "not now". */
 	while (!atomic_load(&s.errors))
 		usleep(1000);
-	memory_fill(s.pair.memory, s.pair.len, &seed);
+	/* By the file: the mapping's bytes are read by the toucher, once it may. */
+	memory_fill(last, s.pair.len, &seed);
+	CHECK_EQ(pwrite(s.pair.memfd, last, s.pair.len, 0), (ssize_t)s.pair.len);
 	stop_and_go(&s);
 	pthread_join(t.thread, NULL);
 	check(&s);
 	tear_down(&s);
+	free(last);
 }

@@ -12,8 +12,8 @@
  * which whoever connects raises. If one of them is lost, or silent too long, the other is given up too and a new link
  * is made: same id, same certificate, higher epoch. What is said of the guest itself goes over a sequence of *control
  * messages*, numbered, kept by their sender until acknowledged and sent again on the next link, taken once by their
- * receiver: a lost link loses and doubles none. Pages are different: the destination asks for each, any number of times,
- * and drops what it has already. The source keeps nothing about pages, so there is nothing to lose.
+ * receiver: a lost link loses and doubles none. Pages are different: the destination asks for each, any number of
+ * times, and drops what it has already. The source keeps nothing about pages, so there is nothing to lose.
  *
  * ## Phases
  *
@@ -31,14 +31,16 @@
  *	ABORTED    any   from the source before it sent GO, from the         source
  *	                 destination before it sent RESUMED
  *
+ * (gmem_phase_may_say() and gmem_phase_may_hear() are this table; a test goes through all states two sides can be in.)
+ *
  * Until the source has *sent* GO it may go on running the guest, whatever happens; from then on never again, unless the
  * destination says ABORT. The destination runs it only after it *received* GO, and never after it sent ABORT. So the
  * guest runs on one side at most, at every instant and with every link lost; and the source keeps memory and device
  * state until COMPLETE. A link lost between GO and its receipt leaves a guest that runs nowhere until there is a link
  * again: whether the GO arrived cannot be known otherwise. That wait has no limit unless the caller sets one.
  *
- * While the guest runs on (before STOPPED) pages are asked for over bulk only, so that a page and the message that calls
- * it dirty cannot overtake each other. See gmem_page_server_dirty().
+ * While the guest runs on (before STOPPED) pages are asked for over bulk only, so that a page and the message that
+ * calls it dirty cannot overtake each other. See gmem_page_server_dirty().
  */
 #ifndef GMEM_LINK_MIGRATE_CHANNEL_H
 #define GMEM_LINK_MIGRATE_CHANNEL_H

@@ -156,7 +156,6 @@ void gmem_conn_cut(struct gmem_conn *conn)
 /* Writes what it can of one buffer. 0, also if some is left; or an error that is final. */
 static int write_locked(struct gmem_conn *c, struct out *o)
 {
-	c->out_wants = 0;
 	while (o->sent < o->len) {
 		int64_t n = gmem_tls_write(c->tls, o->bytes + o->sent, o->len - o->sent);
 
@@ -175,14 +174,21 @@ static int write_locked(struct gmem_conn *c, struct out *o)
 /* What was begun is finished first; then small messages go before frames. */
 static int flush_locked(struct gmem_conn *c)
 {
+	int err;
+
+	c->out_wants = 0;
 	while (c->small.len || c->frame.len) {
 		struct out *o = c->active ? c->active : c->small.len ? &c->small : &c->frame;
-		int err = write_locked(c, o);
 
+		err = write_locked(c, o);
 		c->active = o->len ? o : NULL;
 		if (err || o->len)
 			return err;
 	}
+	err = gmem_tls_flush(c->tls);
+	if (err != -EAGAIN)
+		return err;
+	c->out_wants = gmem_tls_wants(c->tls);
 	return 0;
 }
 
@@ -212,7 +218,7 @@ int gmem_conn_send(struct gmem_conn *conn, const struct gmem_wire_msg *msg)
 	err = queue_locked(conn, msg);
 	if (!err && conn->secure)
 		err = flush_locked(conn);
-	wake = conn->small.len;
+	wake = conn->small.len || conn->out_wants;
 	pthread_mutex_unlock(&conn->m);
 	if (wake)
 		gmem_conn_wake(conn);
@@ -229,7 +235,9 @@ static bool frame_empty(struct gmem_conn *c)
 	return empty;
 }
 
-/* Only the owner writes to `frame` while it is empty, so there is no lock while it does. How many frames, or an error. */
+/*
+ * Only the owner writes to `frame` while it is empty, so there is no lock while it does. How many frames, or an error.
+ */
 static int64_t produce(struct gmem_conn *c, const struct gmem_conn_ops *ops, void *opaque)
 {
 	int64_t n = 0, len;
@@ -300,6 +308,8 @@ int gmem_conn_step(struct gmem_conn *conn, struct gmem_wire_msg *ret)
 		r = gmem_tls_handshake(conn->tls);
 		conn->in_wants = r == -EAGAIN ? gmem_tls_wants(conn->tls) : POLLIN;
 		conn->secure = r == 0;
+		if (!r)
+			gmem_tls_cork(conn->tls);
 		pthread_mutex_unlock(&conn->m);
 		if (r)
 			return r;
@@ -356,7 +366,7 @@ static int keep_alive(struct gmem_conn *c, int *wait_ms)
 	pthread_mutex_lock(&c->m);
 	quiet_ms = (now - c->said_ns) / 1000000u;
 	/* What waits says it as well. */
-	if (quiet_ms >= every && !c->small.len && !c->frame.len) {
+	if (quiet_ms >= every && !c->out_wants) {
 		err = queue_locked(c, &ping);
 		if (!err)
 			err = flush_locked(c);

@@ -2,11 +2,11 @@
 /*
  * The destination's side of a migration: sections, and pages as sources for a pager.
  *
- * Enters: messages of the source's page server. Leaves: sections, phases, and a gmem_source for each region. It asks for
- * every page itself: for those somebody waits for over the priority connection, for the others ahead of the pager's fill
- * over the bulk connection, so many at a time that the link is never idle. What it has got and nobody has taken yet is
- * bounded. Owns the channel's threads; any thread may call. Nothing here touches guest memory. Calls that wait take
- * milliseconds, -1 for no limit. See channel.h for the phases.
+ * Enters: messages of the source's page server. Leaves: sections, phases, and a gmem_source for each region. It asks
+ * for every page itself: for those somebody waits for over the priority connection, for the others ahead of the pager's
+ * fill over the bulk connection, so many at a time that the link is never idle. What it has got and nobody has taken
+ * yet is bounded. Owns the channel's threads; any thread may call. Nothing here touches guest memory. Calls that wait
+ * take milliseconds, -1 for no limit. See channel.h for the phases.
  *
  *	gmem_incoming_new()
  *	gmem_incoming_wait(OPEN), gmem_incoming_nregions(), gmem_incoming_region()

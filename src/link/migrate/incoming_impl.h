@@ -3,8 +3,8 @@
  * What the files of incoming.h share: what the destination knows of each page, and what it has asked for.
  *
  * A region is looked at by chunks of 64 pages, of which one request asks: masks of 64 bits say what is known of each
- * page. Locks: `p.m` (phases, sections, regions' names), then `m` (all of pages), then the link's. Bytes are copied with
- * no lock held where they are many.
+ * page. Locks: `p.m` (phases, sections, regions' names), then `m` (all of pages), then the link's. Bytes are copied
+ * with no lock held where they are many.
  */
 #ifndef GMEM_LINK_MIGRATE_INCOMING_IMPL_H
 #define GMEM_LINK_MIGRATE_INCOMING_IMPL_H

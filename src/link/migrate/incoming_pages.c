@@ -183,7 +183,9 @@ static bool inside(struct gmem_incoming *in, const struct gmem_wire_pages *g)
 	return ok;
 }
 
-/* Into memory, for who will want them. Filled before the lock is taken: who waits for a page is not to wait for this. */
+/*
+ * Into memory, for who will want them. Filled before the lock is taken: who waits for a page is not to wait for this.
+ */
 static int keep_pages(struct gmem_incoming *in, struct gmem_chunk *c, const struct gmem_wire_pages *g)
 {
 	uint32_t first = (uint32_t)(g->off >> GMEM_PAGE_SHIFT) % GMEM_WIRE_MAX_PAGES;

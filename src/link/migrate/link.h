@@ -3,9 +3,9 @@
  * Two connections that belong together, and are made again when they are lost: see channel.h.
  *
  * Enters: the options of a channel. Leaves: messages, each connection's in order, control messages once. Owns its
- * threads: the manager, which connects or accepts, and, while there is a link, one a connection. `message` and `produce`
- * are called on the connection's thread, `up` and `down` on the manager's while the others do not run. Lock `m`: a leaf,
- * but for gmem_conn's.
+ * threads: the manager, which connects or accepts, and, while there is a link, one a connection. `message` and
+ * `produce` are called on the connection's thread, `up` and `down` on the manager's while the others do not run. Lock
+ * `m`: a leaf, but for gmem_conn's.
  */
 #ifndef GMEM_LINK_MIGRATE_LINK_H
 #define GMEM_LINK_MIGRATE_LINK_H

@@ -45,14 +45,17 @@ void gmem_page_server_free(struct gmem_page_server *server); /* NULL is allowed 
  */
 int gmem_page_server_section(struct gmem_page_server *server, const char *name, const void *data, size_t len);
 
-/* Lets the destination fetch while the guest runs. In phases OPEN and PREPARED, once. -EBUSY. */
+/*
+ * Lets the destination fetch while the guest runs, as soon as it is PREPARED and into what it has stores for. In phases
+ * OPEN and PREPARED, once. -EBUSY, -ECANCELED.
+ */
 int gmem_page_server_precopy(struct gmem_page_server *server);
 /*
  * What the guest wrote: `npages` pages of the region from `off` on, a bit each, the lowest of the first byte first. The
  * destination drops what it has of them, and fetches them again. The rule for the caller: a page written after it was
- * sent has to be in a bitmap given later, so the dirty log is switched on before gmem_page_server_precopy(), and what it
- * says is *taken* (got and cleared) before this is called. Before STOPPED. -EINVAL, -EBUSY, -ENOBUFS (more than 64 MiB
- * of messages are not acknowledged), -ECANCELED.
+ * sent has to be in a bitmap given later, so the dirty log is switched on before gmem_page_server_precopy(), and what
+ * it says is *taken* (got and cleared) before this is called. Before STOPPED. -EINVAL, -EBUSY, -ENOBUFS (more than 64
+ * MiB of messages are not acknowledged), -ECANCELED.
  */
 int gmem_page_server_dirty(struct gmem_page_server *server, size_t region, uint64_t off, uint64_t npages,
 			   const void *bitmap);
@@ -61,7 +64,7 @@ int64_t gmem_page_server_round(struct gmem_page_server *server);
 /* Waits until the destination has fetched all of the round (0: the first pass over everything). -ETIMEDOUT, as wait. */
 int gmem_page_server_wait_round(struct gmem_page_server *server, int64_t round, int timeout_ms);
 
-/* The guest is stopped, its memory is final, all is said. Phases OPEN and PREPARED. -EBUSY, -ECANCELED. */
+/* The guest is stopped, its memory is final, all is said. Phase PREPARED. -EBUSY, -ECANCELED. */
 int gmem_page_server_stopped(struct gmem_page_server *server);
 /*
  * Hands the guest over. In phase READY. When this has returned 0 the guest must not run here again, unless

@@ -143,7 +143,10 @@ int gmem_phases_abort(struct gmem_phases *p, const char *reason)
 		msg.text_len = (uint8_t)strlen(text);
 		p->error = -ECANCELED;
 		set_locked(p, GMEM_MIGRATE_ABORTED);
-		/* If there is no memory to say it, it is so all the same: the other side will not be told GO, or RESUMED. */
+		/*
+		 * If there is no memory to say it, it is so all the same: the other side will not be told GO, or
+		 * RESUMED.
+		 */
 		gmem_link_post(p->link, &msg, SIZE_MAX);
 	}
 	pthread_mutex_unlock(&p->m);

@@ -19,6 +19,8 @@
 
 /* So that no server of another protocol can be made to answer, nor we to answer its client. */
 static const unsigned char protocol[] = "\x0egmem-migrate/1";
+#define READ_AHEAD ((size_t)256 << 10)
+#define CORK_LEN ((size_t)128 << 10)
 #define PROTOCOL_LEN (sizeof(protocol) - 1)
 
 /* ---- the socket under the connection: send(2), because write(2) raises SIGPIPE */
@@ -36,11 +38,42 @@ static int sock_result(BIO *bio, ssize_t n, int retry)
 	return -1;
 }
 
+/* Sends what is corked, as far as it goes. */
+static void drain(struct gmem_tls *tls)
+{
+	while (tls->corked_at < tls->corked_len) {
+		ssize_t n = send(tls->fd, tls->corked + tls->corked_at, tls->corked_len - tls->corked_at, MSG_NOSIGNAL);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0) {
+			if (errno != EAGAIN && errno != EWOULDBLOCK)
+				tls->sock_err = -errno;
+			return;
+		}
+		tls->corked_at += (size_t)n;
+	}
+	tls->corked_at = tls->corked_len = 0;
+}
+
 static int sock_write(BIO *bio, const char *buf, int len)
 {
 	struct gmem_tls *tls = BIO_get_data(bio);
 
 	BIO_clear_retry_flags(bio);
+	if (tls->corked && (size_t)len <= CORK_LEN) {
+		if (CORK_LEN - tls->corked_len < (size_t)len)
+			drain(tls);
+		if (tls->sock_err)
+			return -1;
+		if (CORK_LEN - tls->corked_len < (size_t)len) {
+			BIO_set_flags(bio, BIO_FLAGS_WRITE | BIO_FLAGS_SHOULD_RETRY);
+			return -1;
+		}
+		memcpy(tls->corked + tls->corked_len, buf, (size_t)len);
+		tls->corked_len += (size_t)len;
+		return len;
+	}
 	return sock_result(bio, send(tls->fd, buf, (size_t)len, MSG_NOSIGNAL), BIO_FLAGS_WRITE);
 }
 
@@ -151,6 +184,9 @@ static int configure(struct gmem_tls_ctx *ctx)
 	SSL_CTX_set_options(ssl, SSL_OP_NO_TICKET | SSL_OP_NO_COMPRESSION | SSL_OP_NO_RENEGOTIATION);
 	SSL_CTX_set_session_cache_mode(ssl, SSL_SESS_CACHE_OFF);
 	SSL_CTX_set_mode(ssl, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+	/* Many records by one recv(2): a record is 16 KiB at most. */
+	SSL_CTX_set_read_ahead(ssl, 1);
+	SSL_CTX_set_default_read_buffer_len(ssl, READ_AHEAD);
 	SSL_CTX_set_verify(ssl, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, gmem_tls_verify);
 	SSL_CTX_set_alpn_select_cb(ssl, choose_protocol, NULL);
 	/* 0: done, for once. */
@@ -273,6 +309,7 @@ void gmem_tls_free(struct gmem_tls *tls)
 		return;
 	SSL_free(tls->ssl);
 	close(tls->fd);
+	free(tls->corked);
 	free(tls);
 }
 
@@ -350,6 +387,23 @@ int gmem_tls_handshake(struct gmem_tls *tls)
 	if (len != PROTOCOL_LEN - 1 || memcmp(chosen, protocol + 1, len) != 0)
 		return gmem_err(-EPROTO, "%s: the other side does not speak gmem's migration protocol", tls->name);
 	return gmem_tls_check_peer(tls);
+}
+
+void gmem_tls_cork(struct gmem_tls *tls)
+{
+	if (!tls->corked)
+		tls->corked = malloc(CORK_LEN);
+}
+
+int gmem_tls_flush(struct gmem_tls *tls)
+{
+	drain(tls);
+	if (tls->sock_err)
+		return gmem_err_sys(tls->sock_err, "%s", tls->name);
+	if (tls->corked_at == tls->corked_len)
+		return 0;
+	tls->wants = POLLOUT;
+	return -EAGAIN;
 }
 
 int64_t gmem_tls_read(struct gmem_tls *tls, void *buf, size_t len)

@@ -31,8 +31,8 @@ struct gmem_tls_opts {
 
 /*
  * One side's identity. Immutable once made: any number of threads and channels may use it. -EINVAL (what is missing),
- * -ENOENT, -EACCES, -EBADMSG (a file that holds no certificate or key), -EKEYREJECTED (the key is another certificate's),
- * -EKEYEXPIRED (this side's own certificate: the text says since when), -ENOMEM.
+ * -ENOENT, -EACCES, -EBADMSG (a file that holds no certificate or key), -EKEYREJECTED (the key is another
+ * certificate's), -EKEYEXPIRED (this side's own certificate: the text says since when), -ENOMEM.
  */
 struct gmem_tls_ctx;
 int gmem_tls_ctx_new(const struct gmem_tls_opts *opts, struct gmem_tls_ctx **ret);
@@ -60,6 +60,12 @@ int gmem_tls_handshake(struct gmem_tls *tls); /* 0: done, and the other side is 
 int64_t gmem_tls_read(struct gmem_tls *tls, void *buf, size_t len); /* at least 1 */
 /* At least 1. After -EAGAIN the same bytes, or more that begin with them, are to be written next. */
 int64_t gmem_tls_write(struct gmem_tls *tls, const void *buf, size_t len);
+/*
+ * From now on what is written waits for gmem_tls_flush(), or until it is 128 KiB: records are 16 KiB at most, and a
+ * system call for each costs more than what is in it. Without memory all stays as it was.
+ */
+void gmem_tls_cork(struct gmem_tls *tls);
+int gmem_tls_flush(struct gmem_tls *tls); /* 0: all has gone to the socket; -EAGAIN and so on */
 short gmem_tls_wants(const struct gmem_tls *tls);
 
 /* The other side's certificate, once the handshake is done. */

@@ -24,6 +24,8 @@ struct gmem_tls {
 	bool eof;
 	bool writing; /* a write is to be repeated */
 	short wants;
+	uint8_t *corked; /* NULL: not; records that wait for gmem_tls_flush(), [corked_at, corked_len) */
+	size_t corked_at, corked_len;
 	uint64_t written; /* under the present key */
 	int verify_err; /* negative errno, with `verify_text`: what is wrong with the other side's certificate */
 	char verify_text[400];
