@@ -1159,7 +1159,8 @@ struct gmem_source_ops {
 	/*
 	 * Fills buf[0, len) with the bytes at `off`, all of them. -EBADMSG (the stored bytes are wrong), -EIO and
 	 * -ENODATA (they cannot be read, or are not there) lose the page: it is poisoned. Any other negative errno
-	 * means not now: it is asked again, later and later, while the toucher waits. The text is gmem_set_error()'s.
+	 * means not now: it is asked again, later and later, while the toucher waits. A peer that may come back, or be
+	 * repaired, is not now: its I/O error is -EREMOTEIO. The text is gmem_set_error()'s.
 	 * Must not touch memory that could itself be lazily served.
 	 */
 	int (*read)(void *opaque, uint64_t off, void *buf, size_t len);
@@ -1183,9 +1184,51 @@ struct gmem_source;
 int gmem_source_new(const struct gmem_source_ops *ops, void *opaque,
 		    struct gmem_source **ret); /* takes opaque on success */
 int gmem_source_new_zero(struct gmem_source **ret); /* every page zero */
-int gmem_source_new_fd(int fd, uint64_t base, uint64_t len,
-		       struct gmem_source **ret); /* bytes of a file from `base` on; past
-								 * `len` zero. A file that shrinks: -EIO */
+/*
+ * The bytes of a regular file or block device from `base` on, `len` of them; past `len`, and past the end it has now,
+ * zero. Its holes (SEEK_HOLE) are known to be zero. Sizes and holes are those it has now: when it has been changed
+ * since, reading what it had bytes for is -EIO (looked at once in a tick of the clock while the bytes are in memory).
+ * -EINVAL (no such file, `base` past its end), -EBADF, -EMFILE, -ENOMEM.
+ */
+int gmem_source_new_fd(int fd, uint64_t base, uint64_t len, struct gmem_source **ret);
+/*
+ * A memory file, fds[0], and n - 1 files of what changed since, each above those before it, of the same size
+ * (Firecracker's diff snapshots). A page comes from the highest that has data there (SEEK_DATA), zeros it has written
+ * too; where all have holes it is zero. Changes as above, looked at each time. -EINVAL, also for a file above the first
+ * that has no holes at all, or only such as its file system's units, where these are larger than a page: it would hide
+ * what is below it.
+ */
+int gmem_source_new_layers(const int *fds, size_t n, struct gmem_source **ret);
+
+struct gmem_nbd_opts {
+	size_t size; /* sizeof(struct gmem_nbd_opts) */
+	uint32_t connections; /* at most, to a server that offers several; 0: 4; no more than 64 */
+	uint32_t timeout_ms; /* of one connect, of one read; 0: 10000. Finding a host's address is not in it */
+};
+
+/*
+ * An NBD server's export, by its URI: nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, nbds for TLS (libnbd's
+ * nbd_connect_uri(3)). The URI is trusted, as a path is: it may name files. Connects before it returns; connections
+ * that are lost are made again, so a server may be restarted with the same bytes. Known to be zero is what the server
+ * says is (base:allocation: zero, not a hole alone). `opts` may be NULL.
+ * -EINVAL, -EOPNOTSUPP (built without libnbd, or it is not installed, being loaded now; a server whose blocks are
+ * larger than a page), -ETIMEDOUT, -ECONNREFUSED, -ENOENT and what else connecting fails with. Of reads: -ENODATA past the
+ * export's end, and nothing else that is lasting: -ETIMEDOUT, -ECONNREFUSED, -ECONNRESET, -EREMOTEIO (the server's I/O
+ * error), -ESTALE (the export has another size now) mean not now.
+ */
+int gmem_source_new_nbd(const char *uri, const struct gmem_nbd_opts *opts, struct gmem_source **ret);
+
+/*
+ * A source by a line of text: "raw:PATH" and any number of ",layer=PATH" (a comma in a path is written twice), "ch:DIR"
+ * (the memory-ranges of Cloud Hypervisor's snapshot), "image:PATH[#REGION]" by name or number, "zero:", or an NBD URI,
+ * also after "nbd:". Offsets in it are offsets in the memory file. `nbd` may be NULL. -EINVAL (the text says which
+ * part), and the errors of what is opened.
+ */
+int gmem_source_open(const char *spec, const struct gmem_nbd_opts *nbd, struct gmem_source **ret);
+
+/* Bytes, from offset 0 on, that it has; UINT64_MAX: without an end, or not known (a caller's own). */
+uint64_t gmem_source_len(const struct gmem_source *source);
+
 /* References: a pager keeps one for each region it serves. The last release frees. NULL is allowed. */
 struct gmem_source *gmem_source_ref(struct gmem_source *source);
 void gmem_source_unref(struct gmem_source *source);

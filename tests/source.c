@@ -15,6 +15,7 @@ TEST(zero_is_zero)
 	memset(buf, 1, sizeof(buf));
 	CHECK_OK(gmem_source_new_zero(&s));
 	CHECK(gmem_source_is_zero(s, 0, UINT64_MAX - PAGE + 1, false));
+	CHECK_EQ(gmem_source_len(s), -1);
 	CHECK_OK(gmem_source_read(s, 1 << 20, buf, sizeof(buf)));
 	CHECK(buf[0] == 0 && memcmp(buf, buf + 1, sizeof(buf) - 1) == 0);
 	buf[7] = 1;
@@ -44,6 +45,8 @@ TEST(a_file_is_its_bytes_and_then_zero)
 	CHECK_MEM(got + 3 * PAGE, zero, PAGE);
 	CHECK(!gmem_source_is_zero(s, 6 * PAGE, PAGE, false));
 	CHECK(gmem_source_is_zero(s, 7 * PAGE, PAGE, false));
+	CHECK_EQ(gmem_source_len(s), 6 * PAGE + PAGE / 2);
+	/* From memory nothing comes along. */
 	gmem_source_extent(s, &start, &len);
 	CHECK(start == PAGE && len == PAGE);
 	r = gmem_source_read_nowait(s, 0, got, PAGE);
@@ -51,8 +54,9 @@ TEST(a_file_is_its_bytes_and_then_zero)
 	if (r == 0)
 		CHECK_MEM(got, copy + PAGE, PAGE);
 
+	/* What is there still may be other bytes by now. */
 	CHECK(ftruncate(fd, 3 * PAGE) == 0);
-	CHECK_OK(gmem_source_read(s, PAGE, got, PAGE));
+	CHECK_ERR(gmem_source_read(s, PAGE, got, PAGE), -EIO);
 	CHECK_ERR(gmem_source_read(s, PAGE, got, 2 * PAGE), -EIO);
 	CHECK_ERR(gmem_source_read(s, 4 * PAGE, got, PAGE), -EIO);
 	CHECK_OK(gmem_source_read(s, 7 * PAGE, got, PAGE));
@@ -202,8 +206,9 @@ static void image_source(enum gmem_compression compression, uint32_t chunk_len, 
 			CHECK_MEM(got, copy + start, n);
 	}
 	CHECK(zeros > 0);
+	CHECK_EQ(gmem_source_len(s), size);
 	CHECK(!gmem_source_is_zero(s, size, PAGE, false));
-	CHECK_ERR(gmem_source_read(s, size, got, PAGE), -ERANGE);
+	CHECK_ERR(gmem_source_read(s, size, got, PAGE), -ENODATA);
 	gmem_source_unref(s);
 	gmem_image_close(image);
 	close(fd);

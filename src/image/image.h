@@ -113,6 +113,11 @@ unsigned int gmem_image_chunk_pages(const struct gmem_image *image, const struct
 /* gmem_image_read(), which with `nowait` is -EAGAIN where it would have to wait for the disk. */
 int gmem_image_read_pages(struct gmem_image *image, size_t region, uint64_t off, void *buf, size_t len, bool nowait);
 
+/* ---- source.c */
+
+/* gmem_source_new_image(); with `own` the image is taken, on success, and closed with the source. */
+int gmem_image_source_new(struct gmem_image *image, size_t region, bool own, struct gmem_source **ret);
+
 /* ---- chunk.c */
 
 int gmem_image_scratch_get(struct gmem_image *image, struct gmem_image_scratch **ret);

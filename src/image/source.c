@@ -6,24 +6,31 @@
 #include "base/err.h"
 #include "base/range.h"
 #include "image/image.h"
+#include "source/source.h"
 
 struct image_source {
 	struct gmem_image *image;
 	size_t region;
+	bool own; /* the image goes with the source */
 };
+
+static int read_at(const struct image_source *s, uint64_t off, void *buf, size_t len, bool nowait)
+{
+	/* Asked for ever, it will not be there. */
+	if (!gmem_range_inside(off, len, s->image->regions[s->region].e.len))
+		return gmem_err(-ENODATA, "%s: region %zu has no offset 0x%llx", s->image->name, s->region,
+				(unsigned long long)off);
+	return gmem_image_read_pages(s->image, s->region, off, buf, len, nowait);
+}
 
 static int read_pages(void *opaque, uint64_t off, void *buf, size_t len)
 {
-	const struct image_source *s = opaque;
-
-	return gmem_image_read_pages(s->image, s->region, off, buf, len, false);
+	return read_at(opaque, off, buf, len, false);
 }
 
 static int read_nowait(void *opaque, uint64_t off, void *buf, size_t len)
 {
-	const struct image_source *s = opaque;
-
-	return gmem_image_read_pages(s->image, s->region, off, buf, len, true);
+	return read_at(opaque, off, buf, len, true);
 }
 
 /* True if reading any page of this chunk reads all of it. What is not known yet is not waited for: no growth. */
@@ -85,7 +92,16 @@ static int is_zero(void *opaque, uint64_t off, uint64_t len, bool nowait)
 	return 1;
 }
 
-int gmem_source_new_image(struct gmem_image *image, size_t region, struct gmem_source **ret)
+static void source_free(void *opaque)
+{
+	struct image_source *s = opaque;
+
+	if (s->own)
+		gmem_image_close(s->image);
+	free(s);
+}
+
+int gmem_image_source_new(struct gmem_image *image, size_t region, bool own, struct gmem_source **ret)
 {
 	static const struct gmem_source_ops ops = {
 		.size = sizeof(ops),
@@ -93,7 +109,7 @@ int gmem_source_new_image(struct gmem_image *image, size_t region, struct gmem_s
 		.read_nowait = read_nowait,
 		.extent = extent,
 		.is_zero = is_zero,
-		.free = free,
+		.free = source_free,
 	};
 	struct image_source *s;
 	int r;
@@ -104,10 +120,17 @@ int gmem_source_new_image(struct gmem_image *image, size_t region, struct gmem_s
 	s = malloc(sizeof(*s));
 	if (!s)
 		return gmem_err(-ENOMEM, "gmem_source_new_image: no memory");
-	s->image = image;
-	s->region = region;
+	*s = (struct image_source){ image, region, own };
 	r = gmem_source_new(&ops, s, ret);
-	if (r < 0)
+	if (r < 0) {
 		free(s);
-	return r;
+		return r;
+	}
+	gmem_source_set_len(*ret, image->regions[region].e.len);
+	return 0;
+}
+
+int gmem_source_new_image(struct gmem_image *image, size_t region, struct gmem_source **ret)
+{
+	return gmem_image_source_new(image, region, false, ret);
 }

@@ -16,6 +16,7 @@
 struct gmem_source {
 	struct gmem_source_ops ops;
 	void *opaque;
+	uint64_t len; /* UINT64_MAX: not known, or without an end */
 	atomic_uint refs; /* the last drop acquires what the other holders released */
 };
 
@@ -32,6 +33,7 @@ int gmem_source_new(const struct gmem_source_ops *ops, void *opaque, struct gmem
 		return gmem_err(-ENOMEM, "gmem_source_new: no memory");
 	s->ops = *ops;
 	s->opaque = opaque;
+	s->len = UINT64_MAX;
 	atomic_init(&s->refs, 1);
 	*ret = s;
 	return 0;
@@ -51,6 +53,16 @@ void gmem_source_unref(struct gmem_source *source)
 	if (source->ops.free)
 		source->ops.free(source->opaque);
 	free(source);
+}
+
+void gmem_source_set_len(struct gmem_source *source, uint64_t len)
+{
+	source->len = len;
+}
+
+uint64_t gmem_source_len(const struct gmem_source *source)
+{
+	return source->len;
 }
 
 int gmem_source_read(struct gmem_source *source, uint64_t off, void *buf, uint64_t len)

@@ -12,6 +12,9 @@
 
 #include "gmem.h"
 
+/* What gmem_source_len() answers; said before anybody else has the source. */
+void gmem_source_set_len(struct gmem_source *source, uint64_t len);
+
 /* Reads [off, off + len) into buf. The errors of gmem_source_ops.read. */
 int gmem_source_read(struct gmem_source *source, uint64_t off, void *buf, uint64_t len);
 
