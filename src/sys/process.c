@@ -3,9 +3,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/kcmp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/eventfd.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "sys/uapi.h"
@@ -73,6 +76,25 @@ uint64_t gmem_process_start(pid_t pid)
 	if (state == 'X' || (state == 'Z' && threads <= 1))
 		return 0;
 	return start;
+}
+
+bool gmem_inode_own(uint64_t dev, uint64_t ino)
+{
+	int fd = eventfd(0, EFD_CLOEXEC);
+	struct stat st;
+	bool own = true;
+
+	/* An eventfd has the inode that all share which have none of their own. */
+	if (fd >= 0 && !fstat(fd, &st))
+		own = st.st_dev != dev || st.st_ino != ino;
+	if (fd >= 0)
+		close(fd);
+	return own;
+}
+
+bool gmem_same_file(int a, int b)
+{
+	return syscall(__NR_kcmp, getpid(), getpid(), KCMP_FILE, (unsigned long)a, (unsigned long)b) == 0;
 }
 
 void gmem_signal_put_back(siginfo_t *info)

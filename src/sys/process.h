@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
-/* Other processes: descriptors that stand for them, and when they started. Owns nothing, takes no lock. */
+/* Other processes: descriptors that stand for them or are theirs, and when they started. Owns nothing, takes no lock. */
 #ifndef GMEM_SYS_PROCESS_H
 #define GMEM_SYS_PROCESS_H
 
 #include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -20,6 +21,14 @@ int gmem_pidfd_peer(int sock, pid_t pid);
  * the number it names a process for good: numbers are used again.
  */
 uint64_t gmem_process_start(pid_t pid);
+
+/*
+ * Does the kernel give such an anonymous inode to one file alone? Before Linux 5.12 all userfaultfds share one, with
+ * all other anonymous files.
+ */
+bool gmem_inode_own(uint64_t dev, uint64_t ino);
+/* Do two descriptors of this process stand for one open file? False also where the kernel does not tell (kcmp(2)). */
+bool gmem_same_file(int a, int b);
 
 /* Sends this thread a signal that it has taken by sigtimedwait(2) again, as it was. */
 void gmem_signal_put_back(siginfo_t *info);
