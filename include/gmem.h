@@ -1718,6 +1718,44 @@ struct gmem_image *gmem_server_image(struct gmem_server *server);
 /* A file of the server's, borrowed; NULL past the end. */
 struct gmem_file *gmem_server_file(struct gmem_server *server, size_t i);
 
+/* ---------------------------------------------------------------------------------------- service client */
+
+/* What is to be served of a view: all of it, from `source_off` of the source on. */
+struct gmem_service_view {
+	struct gmem_view *view;
+	uint64_t source_off; /* of the view's first byte; a multiple of gmem_file_page_size() */
+};
+
+struct gmem_service_attach_opts {
+	size_t size; /* sizeof(struct gmem_service_attach_opts) */
+	const char *source; /* which of the service's sources; NULL: the one its socket is for */
+	const char *name; /* what this machine is called; NULL: nothing. Printable ASCII, 127 bytes, as `source` */
+	/*
+	 * How many userfault descriptors the views are dealt out over, one after the other: one does not scale with the
+	 * threads that fault. 0: one. At most 32, and no more than there are views (gmem_view_split()).
+	 */
+	unsigned int uffds;
+	unsigned int timeout_ms; /* to wait for the service's answer; 0: 30 s; UINT_MAX: as long as it lives */
+};
+
+/*
+ * In the program: registers views of one file with userfaultfd, missing|minor, and has the page server at the UNIX
+ * socket `path` serve them. Before the first touch of the file's memory, by any way. At most 1024 views; those of the
+ * same bytes must have the same of the source. `opts` may be NULL. Returns when they are served. The program gives
+ * memory back by gmem_file_punch() alone: madvise(2) on a view is not heard of. Private pages are out of the question
+ * from then on. Any thread; nobody else may be in a call with these views.
+ *
+ * -EINVAL (size, names, counts, alignment, views of several files or that reach past the end, sources that differ),
+ * -ENOENT, -ECONNREFUSED (nobody there), -EAGAIN (it takes no more connections), -EACCES (not one's own service),
+ * -EPERM, -ENOSYS, -EOPNOTSUPP (no userfaultfd; the kernel engine; a view that has had private pages), -EBUSY
+ * (registered already, or private pages), -EIO (in a forked child), -EMFILE, -ENOMEM; what the service answers, with
+ * its text (-EREMOTEIO: its error is one of those that follow): in all these cases the views are as they were, and who
+ * touched them meanwhile waited until then. -ETIMEDOUT, -ECONNRESET, -EPROTO: no answer, so that it may serve them or
+ * not. Unmap the views then, untouched: they stay registered, and their touchers would wait.
+ */
+int gmem_service_attach(const char *path, const struct gmem_service_attach_opts *opts,
+			const struct gmem_service_view *views, size_t n);
+
 #ifdef __cplusplus
 }
 #endif
