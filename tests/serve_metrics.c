@@ -89,7 +89,7 @@ static bool well_formed(const char *line)
 	return *p && strspn(p, "0123456789.") == strlen(p);
 }
 
-static struct gmem_serve_vm example(uint64_t id, const char *name)
+static struct gmem_serve_vm example(const char *id, const char *name)
 {
 	struct gmem_serve_vm vm = {
 		.id = id, .name = name, .source = "db \"one\"", .protocol = "firecracker-1.12", .pid = 4711, .uid = 1000,
@@ -110,7 +110,7 @@ static struct gmem_serve_vm example(uint64_t id, const char *name)
 
 TEST(every_line_is_of_the_format)
 {
-	struct gmem_serve_vm vms[] = { example(1, "web\n1"), example(2, "") };
+	struct gmem_serve_vm vms[] = { example("1", "web\n1"), example("2", "") };
 	struct gmem_serve_view view = {
 		.version = "0.1.0", .generation = 3, .keeper = true, .start_s = 1790000001, .accepted = 12, .waiting = 1,
 		.refused = { 1, 2, 3, 4, 5, 6 }, .served = 2, .ended = 1, .vms = vms, .nvms = 2,

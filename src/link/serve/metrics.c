@@ -68,7 +68,7 @@ static void one(struct gmem_text *t, const char *name, const char *type, const c
 
 static void of_vm(struct gmem_text *t, const char *name, const struct gmem_serve_vm *vm, const char *more, uint64_t value)
 {
-	gmem_text_add(t, "%s{vm=\"%llu\"%s} %llu\n", name, (unsigned long long)vm->id, more, (unsigned long long)value);
+	gmem_text_add(t, "%s{vm=\"%s\"%s} %llu\n", name, vm->id, more, (unsigned long long)value);
 }
 
 /* ---- the server */
@@ -107,7 +107,7 @@ static void info(struct gmem_text *t, const struct gmem_serve_view *view)
 	for (size_t i = 0; i < view->nvms; i++) {
 		const struct gmem_serve_vm *vm = &view->vms[i];
 
-		gmem_text_add(t, "gmem_serve_vm_info{vm=\"%llu\",name=\"", (unsigned long long)vm->id);
+		gmem_text_add(t, "gmem_serve_vm_info{vm=\"%s\",name=\"", vm->id);
 		gmem_metrics_label(t, vm->name);
 		gmem_text_add(t, "\",source=\"");
 		gmem_metrics_label(t, vm->source);
@@ -122,8 +122,8 @@ static void state(struct gmem_text *t, const struct gmem_serve_view *view)
 	head(t, "gmem_serve_vm_state", "gauge", "1 for the state a machine is in, 0 for the others.");
 	for (size_t i = 0; i < view->nvms; i++)
 		for (int s = 0; s < GMEM_SERVE_NSTATES; s++)
-			gmem_text_add(t, "gmem_serve_vm_state{vm=\"%llu\",state=\"%s\"} %d\n",
-				      (unsigned long long)view->vms[i].id, states[s], (int)view->vms[i].state == s);
+			gmem_text_add(t, "gmem_serve_vm_state{vm=\"%s\",state=\"%s\"} %d\n",
+				      view->vms[i].id, states[s], (int)view->vms[i].state == s);
 }
 
 static void memory(struct gmem_text *t, const struct gmem_serve_view *view)
@@ -203,26 +203,26 @@ static void latency(struct gmem_text *t, const struct gmem_serve_view *view)
 	     "From a fault's being read to its being resolved. Bounds as of QEMU's postcopy-latency-dist: 2^N us.");
 	for (size_t i = 0; i < view->nvms; i++) {
 		const struct gmem_serve_vm *vm = &view->vms[i];
-		unsigned long long id = vm->id, n = 0;
+		unsigned long long n = 0;
 
 		for (unsigned int b = 0; b < GMEM_LATENCY_BUCKETS - 1; b++) {
 			unsigned long long us = 2ull << b;
 
 			n += vm->stats.latency[b];
-			gmem_text_add(t, "%s_bucket{vm=\"%llu\",le=\"%llu.%06llu\"} %llu\n", name, id, us / 1000000,
+			gmem_text_add(t, "%s_bucket{vm=\"%s\",le=\"%llu.%06llu\"} %llu\n", name, vm->id, us / 1000000,
 				      us % 1000000, n);
 		}
 		n += vm->stats.latency[GMEM_LATENCY_BUCKETS - 1];
-		gmem_text_add(t, "%s_bucket{vm=\"%llu\",le=\"+Inf\"} %llu\n", name, id, n);
-		gmem_text_add(t, "%s_sum{vm=\"%llu\"} %llu.%09llu\n", name, id,
+		gmem_text_add(t, "%s_bucket{vm=\"%s\",le=\"+Inf\"} %llu\n", name, vm->id, n);
+		gmem_text_add(t, "%s_sum{vm=\"%s\"} %llu.%09llu\n", name, vm->id,
 			      (unsigned long long)(vm->stats.latency_sum_ns / 1000000000u),
 			      (unsigned long long)(vm->stats.latency_sum_ns % 1000000000u));
-		gmem_text_add(t, "%s_count{vm=\"%llu\"} %llu\n", name, id, n);
+		gmem_text_add(t, "%s_count{vm=\"%s\"} %llu\n", name, vm->id, n);
 	}
 	head(t, "gmem_serve_fault_latency_max_seconds", "gauge", "The longest of them.");
 	for (size_t i = 0; i < view->nvms; i++)
-		gmem_text_add(t, "gmem_serve_fault_latency_max_seconds{vm=\"%llu\"} %llu.%09llu\n",
-			      (unsigned long long)view->vms[i].id,
+		gmem_text_add(t, "gmem_serve_fault_latency_max_seconds{vm=\"%s\"} %llu.%09llu\n",
+			      view->vms[i].id,
 			      (unsigned long long)(view->vms[i].stats.latency_max_ns / 1000000000u),
 			      (unsigned long long)(view->vms[i].stats.latency_max_ns % 1000000000u));
 }

@@ -40,7 +40,7 @@ enum gmem_serve_refusal {
 };
 
 struct gmem_serve_vm {
-	uint64_t id; /* stable over restarts of the server */
+	const char *id; /* stable over restarts of the server */
 	const char *name, *source, *protocol;
 	pid_t pid;
 	uid_t uid;
