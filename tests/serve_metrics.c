@@ -94,11 +94,11 @@ static struct gmem_serve_vm example(const char *id, const char *name)
 	struct gmem_serve_vm vm = {
 		.id = id, .name = name, .source = "db \"one\"", .protocol = "firecracker-1.12", .pid = 4711, .uid = 1000,
 		.state = GMEM_SERVE_FILLING, .total_bytes = 1 << 30, .present_bytes = 4096 * 300, .lost_bytes = 8192,
-		.replayed_pages = 120, .since_s = 1790000000,
+		.since_s = 1790000000,
 	};
 
 	vm.stats = (struct gmem_pager_stats){
-		.missing = 77, .minor = 3, .removes = 5, .demand_pages = 90, .fill_pages = 210, .zero_pages = 11,
+		.missing = 77, .minor = 3, .removes = 5, .demand_pages = 90, .fill_pages = 90, .replay_pages = 120, .zero_pages = 11,
 		.read_bytes = 1228800, .retries = 4, .errors = 2, .poisoned = 2, .gave_up = 1, .pending = 6,
 		.latency_sum_ns = 3000000123u, .latency_max_ns = 2900000000u, .latency_count = 79,
 	};

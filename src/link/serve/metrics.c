@@ -4,8 +4,6 @@
 #include <stddef.h>
 #include <string.h>
 
-#include "base/range.h"
-
 static const char *const states[GMEM_SERVE_NSTATES] = {
 	"connected", "serving", "replaying", "filling", "complete", "degraded", "lost",
 };
@@ -146,12 +144,6 @@ static void faults(struct gmem_text *t, const struct gmem_serve_view *view)
 	}
 }
 
-static uint64_t replayed(const struct gmem_serve_vm *vm)
-{
-	return gmem_min_u64(vm->replayed_pages, vm->stats.fill_pages);
-}
-
-/* A replay is a fill in another order, and counted by the pager as one. */
 static void pages(struct gmem_text *t, const struct gmem_serve_view *view)
 {
 	head(t, "gmem_serve_pages_total", "counter",
@@ -160,8 +152,8 @@ static void pages(struct gmem_text *t, const struct gmem_serve_view *view)
 		const struct gmem_serve_vm *vm = &view->vms[i];
 
 		of_vm(t, "gmem_serve_pages_total", vm, ",why=\"demand\"", vm->stats.demand_pages);
-		of_vm(t, "gmem_serve_pages_total", vm, ",why=\"replay\"", replayed(vm));
-		of_vm(t, "gmem_serve_pages_total", vm, ",why=\"fill\"", vm->stats.fill_pages - replayed(vm));
+		of_vm(t, "gmem_serve_pages_total", vm, ",why=\"replay\"", vm->stats.replay_pages);
+		of_vm(t, "gmem_serve_pages_total", vm, ",why=\"fill\"", vm->stats.fill_pages);
 	}
 }
 

@@ -46,7 +46,6 @@ struct gmem_serve_vm {
 	uid_t uid;
 	enum gmem_serve_state state;
 	uint64_t total_bytes, present_bytes, lost_bytes; /* of its memory: all; what is in place; what is poisoned */
-	uint64_t replayed_pages;
 	uint64_t since_s; /* when it was first known: seconds since 1970 */
 	struct gmem_pager_stats stats; /* since this server has served it */
 };

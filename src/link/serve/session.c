@@ -203,7 +203,6 @@ void gmem_session_view(struct gmem_session *s, struct gmem_serve_vm *ret)
 	look(s);
 	ret->state = state_of(s);
 	ret->stats = s->last;
-	ret->replayed_pages = s->replayed_pages;
 	ret->present_bytes = (s->counts.uptodate + s->counts.removed) * GMEM_PAGE_SIZE;
 	ret->lost_bytes = s->counts.poisoned * GMEM_PAGE_SIZE;
 	pthread_mutex_unlock(&s->m);

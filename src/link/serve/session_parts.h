@@ -28,7 +28,6 @@ struct gmem_session {
 	struct gmem_pager_stats last; /* of the pager that was */
 	struct gmem_file_counts counts; /* of the file that was, or that is, a moment ago */
 	uint64_t counted_ns; /* when */
-	uint64_t replayed_pages;
 };
 
 /* session_run.c: all that the session's thread does. */

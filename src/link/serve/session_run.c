@@ -331,6 +331,13 @@ static void fill(struct gmem_session *s)
 		gmem_session_tell(s, GMEM_SERVICE_TROUBLE, (int)n, gmem_last_error());
 }
 
+/* Who is taken up again may have had its answer, and does not read a second one. */
+static void answer(struct gmem_session *s, int error, const char *text)
+{
+	if (s->how.message->kind == GMEM_HELLO_ATTACH && s->how.sock >= 0)
+		gmem_hello_answer_to(s->how.sock, error, text);
+}
+
 static int serve(struct gmem_session *s)
 {
 	int err = insist(s, set_up_step, final, GMEM_SERVE_LOST);
@@ -342,7 +349,7 @@ static int serve(struct gmem_session *s)
 		return err;
 	atomic_store(&s->phase, GMEM_SERVE_SERVING);
 	gmem_session_tell(s, GMEM_SERVICE_SERVING, 0, s->how.source.name);
-	gmem_hello_answer_to(s->how.sock, 0, NULL);
+	answer(s, 0, NULL);
 	if (!(s->how.opts->flags & GMEM_SERVICE_NO_FILL))
 		fill(s);
 	while (!gmem_session_wait(s, LAST_PAUSE_NS))
@@ -359,7 +366,7 @@ void *gmem_session_run(void *session)
 	if (err && err != -ECANCELED) {
 		atomic_store(&s->refused, true);
 		gmem_session_tell(s, GMEM_SERVICE_REFUSED, err, gmem_last_error());
-		gmem_hello_answer_to(s->how.sock, err, gmem_last_error());
+		answer(s, err, gmem_last_error());
 	}
 	take_down(s);
 	atomic_store(&s->over, true);
