@@ -29,6 +29,9 @@ static void pager_event(void *opaque, const struct gmem_pager_event *event)
 	snprintf(text, sizeof(text), "page at 0x%llx: %s", (unsigned long long)event->off, event->text);
 	switch (event->kind) {
 	case GMEM_PAGER_ERROR:
+		/* A first touch while the source is being opened is no failure of it. */
+		if (atomic_load(&s->phase) == GMEM_SERVE_CONNECTED && !atomic_load(&s->failing_ns))
+			break;
 		atomic_store(&s->failing_ns, gmem_now_ns());
 		gmem_session_tell(s, GMEM_SERVICE_DEGRADED, event->error, text);
 		break;
