@@ -1833,6 +1833,13 @@ int gmem_service_add_source(struct gmem_service *service, const char *name, cons
 int gmem_service_set_default(struct gmem_service *service, const char *name); /* -ENOENT */
 
 /*
+ * Before it runs: the working set of a source's machines (gmem_workset), kept in a file. Where there is one, it is
+ * brought in first; where there is none, what one machine touches is recorded, until it is complete or for a minute at
+ * most, and saved there. -ENOENT (no such source), -ENOMEM.
+ */
+int gmem_service_set_workset(struct gmem_service *service, const char *source, const char *path);
+
+/*
  * Before it runs: a socket (mode 0600) whose clients get this source if they cannot say which; NULL: the default. Where
  * somebody else listens there for us already (systemd, a minder), that one is used. -ENOENT (no such source),
  * -EADDRINUSE, -ENAMETOOLONG, and errors of socket(2), bind(2).

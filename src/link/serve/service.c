@@ -245,6 +245,21 @@ int gmem_service_set_default(struct gmem_service *sv, const char *name)
 	return 0;
 }
 
+int gmem_service_set_workset(struct gmem_service *sv, const char *source, const char *path)
+{
+	int i = find_source(sv, source);
+	char *copy;
+
+	if (i < 0)
+		return gmem_err(-ENOENT, "gmem_service_set_workset: no source '%s'", source);
+	copy = strdup(path);
+	if (!copy)
+		return gmem_err_sys(-ENOMEM, "gmem_service_set_workset");
+	free(sv->sources[i]->workset);
+	sv->sources[i]->workset = copy;
+	return 0;
+}
+
 /* ---- sockets */
 
 int gmem_service_listen(struct gmem_service *sv, const char *path, const char *source)
