@@ -253,7 +253,7 @@ static int take_where(int argc, char **argv, char dir[256], char metrics[300])
 
 int serve_status(int argc, char **argv)
 {
-	char dir[256], metrics[300], *text, *rest;
+	char dir[256], metrics[300], *text = NULL, *rest;
 	struct status s = { 0 };
 	int code = take_where(argc, argv, dir, metrics);
 

@@ -121,7 +121,6 @@ int gmem_service_create(const struct gmem_service_opts *opts, struct gmem_servic
 		gmem_service_free(sv);
 		return err;
 	}
-	sv->npassed = gmem_store_nlisteners(sv->store);
 	*ret = sv;
 	return 0;
 }
@@ -275,8 +274,7 @@ int gmem_service_listen(struct gmem_service *sv, const char *path, const char *s
 	if (sv->nlisteners == GMEM_SERVICE_MAX_LISTENERS)
 		return gmem_err(-ENOSPC, "gmem_service_listen: more than %u sockets", GMEM_SERVICE_MAX_LISTENERS);
 	err = gmem_store_listen(sv->store, path);
-	/* Whoever minds us listens there for us, and has told us of sockets. */
-	if (err && !(err == -EADDRINUSE && sv->npassed))
+	if (err)
 		return err;
 	snprintf(l->path, sizeof(l->path), "%s", path);
 	l->source = i;

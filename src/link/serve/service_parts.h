@@ -89,7 +89,7 @@ struct gmem_service {
 	struct gmem_service_source *sources[GMEM_SERVICE_MAX_SOURCES];
 	int nsources, default_source;
 	struct gmem_service_listener listeners[GMEM_SERVICE_MAX_LISTENERS];
-	size_t nlisteners, npassed; /* npassed: client sockets that were there when we began */
+	size_t nlisteners;
 	int metrics_fd; /* -1: none */
 	char metrics_path[sizeof(((struct sockaddr_un *)0)->sun_path)]; /* of a socket that is ours to remove */
 	struct gmem_arrival *arrivals;
