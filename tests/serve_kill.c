@@ -7,7 +7,7 @@
  */
 #include <sys/prctl.h>
 
-#include "serve_util.h"
+#include "serve_scene.h"
 
 #define LEN (SLOW_BUILD ? 4 * MIB : 16 * MIB)
 #define CLIENTS 2
