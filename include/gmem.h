@@ -374,16 +374,18 @@ uint64_t gmem_view_len(const struct gmem_view *view);
 /* ------------------------------------------------------------------------------------------------ uffd */
 
 /*
- * Userfaults on views of this process, resolved by the caller in a loop of its own, under the rules of the file: the
- * kernel's userfaultfd(2) on a guest memory file, with a page's shared or private side looked at. A view's raw
- * userfault descriptor stays inside the library. All functions may be called from any thread at once, but for
- * gmem_uffd_free(); in a forked child all but that answer -EIO. `off` counts from the start of the file.
+ * Userfaults, resolved by the caller in a loop of its own, under the rules of the file: the kernel's userfaultfd(2) on
+ * a guest memory file, with a page's shared or private side looked at. They are those of views, of mappings of other
+ * processes, and exits of guests. A view's raw userfault descriptor stays inside the library. All functions may be
+ * called from any thread at once, but for gmem_uffd_free(); in a forked child all but that answer -EIO. `off` counts
+ * from the start of the file.
  */
 struct gmem_uffd;
 
 /*
  * Touching a private page is an event with GMEM_UFFD_FAULT_PRIVATE, and its toucher waits, instead of SIGBUS.
- * Resolving is refused until the page has been converted to shared.
+ * Resolving is refused until the page has been converted to shared. Of views with GMEM_UFFD_MODE_MISSING; of mappings
+ * of other processes, and where the kernel's own guest_memfd takes userfaults, it is so without this flag.
  */
 #define GMEM_UFFD_PRIVATE_EVENTS (1u << 0)
 
@@ -408,14 +410,60 @@ void gmem_uffd_free(struct gmem_uffd *uffd);
 int gmem_uffd_fd(const struct gmem_uffd *uffd);
 
 /*
- * Registers a view, missing|minor: from now on touching a page of it that is not mapped is an event. Before the first
- * touch, or pages that were touched raise none. The view is borrowed until it is unmapped, which may be before
- * gmem_uffd_free(): no event of it is told after that. -EINVAL (the file's pages began private; the view reaches past
- * the end of the file, or a part of it was unmapped by the program), -EBUSY (served already), -EPERM, -ENOSYS,
- * -EOPNOTSUPP (no userfaultfd with page markers; or the view has had private pages, marked without it), -EMFILE,
- * -ENFILE, -ENOMEM, -ENOSPC (epoll). On failure the view is as it was.
+ * A page that is not in place is touched. Includes MINOR: a page is filled through the file, and nobody may see one
+ * that is filled in part. Guests that meet such a page wait too.
  */
+#define GMEM_UFFD_MODE_MISSING (1u << 0)
+#define GMEM_UFFD_MODE_MINOR (1u << 1) /* a page that is in place, and not mapped, is touched */
+#define GMEM_UFFD_MODE_WP (1u << 2) /* gmem_uffd_writeprotect() may be used */
+/*
+ * The program's MADV_DONTNEED and MADV_REMOVE there are events, and wait until theirs has been read; every operation
+ * on the view is -EAGAIN meanwhile. What is private of the file, then or later, excludes it (-EOPNOTSUPP here, and from
+ * gmem_file_set_attributes()).
+ */
+#define GMEM_UFFD_MODE_REMOVE (1u << 3)
+
+/*
+ * Registers a view: from now on what `modes`, GMEM_UFFD_MODE_*, say is an event. Before the first touch, or pages that
+ * were touched raise none. The view is borrowed until it is unmapped, which may be before gmem_uffd_free(): no event of
+ * it is told after that. -EINVAL (the modes; the file's pages began private, or it is the kernel's guest_memfd and takes
+ * no userfaults; the view reaches past the end of the file, or a part of it was unmapped by the program), -EBUSY
+ * (served already), -EPERM, -ENOSYS, -EOPNOTSUPP (no userfaultfd with page markers, or without this mode; or the view
+ * has had private pages, marked without it), -EMFILE, -ENFILE, -ENOMEM, -ENOSPC (epoll). On failure the view is as it
+ * was.
+ */
+int gmem_uffd_register(struct gmem_uffd *uffd, struct gmem_view *view, uint32_t modes);
+
+/* So too, with GMEM_UFFD_MODE_MISSING | GMEM_UFFD_MODE_MINOR. */
 int gmem_uffd_add_view(struct gmem_uffd *uffd, struct gmem_view *view);
+
+/* Memory of another process, which maps [off, off + len) of `file` at `hva` there. */
+struct gmem_uffd_mapping {
+	size_t size; /* sizeof(struct gmem_uffd_mapping) */
+	struct gmem_file *file; /* referenced */
+	/*
+	 * That process's userfault descriptor; UFFDIO_API done with the features of `modes`, read by nobody else from
+	 * now on. Borrowed and duplicated, made non-blocking. Mappings of one descriptor may be known by its number:
+	 * keep it open while you register them.
+	 */
+	int uffd;
+	int pidfd; /* of that process, whose end is then an event; borrowed and duplicated; 0: none */
+	uint64_t hva;
+	uint64_t off, len; /* in the file */
+	uint32_t modes; /* GMEM_UFFD_MODE_*, REMOVE alone excepted: that is what the descriptor was asked for */
+};
+
+/*
+ * Registers a mapping of another process, there, and wakes who waits in it. Nobody has touched it before, or those
+ * pages raise no faults. `*ret` stands for it in events and operations, and is of no other use: gmem_view_addr() is
+ * its address there, and gmem_view_unmap() frees it and unmaps nothing; what is not resolved by then waits for whoever
+ * comes next with the descriptor. If the process has ended operations are -ESRCH; what it has unmapped is -ENOENT.
+ * -EINVAL (size, modes, alignment, not a userfault descriptor, no such memory, or
+ * not of these modes), -ERANGE (past the file's end), -EEXIST (overlaps a mapping of the same descriptor), -EBUSY
+ * (another descriptor has it), -ENOMEM (also: the process has ended), -EMFILE, -ENFILE, -ENOSPC (epoll).
+ */
+int gmem_uffd_register_mapping(struct gmem_uffd *uffd, const struct gmem_uffd_mapping *mapping,
+			       struct gmem_view **ret);
 
 /*
  * True if a view was registered with a user-mode-only descriptor: a system call that meets a page which is not mapped
@@ -424,25 +472,56 @@ int gmem_uffd_add_view(struct gmem_uffd *uffd, struct gmem_view *view);
 bool gmem_uffd_user_mode_only(const struct gmem_uffd *uffd);
 
 enum gmem_uffd_event_kind {
-	GMEM_UFFD_EVENT_FAULT = 1, /* a thread touched a page, and waits */
+	GMEM_UFFD_EVENT_FAULT = 1, /* a thread touched a page, and waits: copy, zeropage, continue or poison */
+	GMEM_UFFD_EVENT_WP = 2, /* a thread writes to a protected page, and waits: gmem_uffd_writeprotect() */
+	/*
+	 * The program gives memory back: MADV_DONTNEED, which keeps the bytes of shared memory, or MADV_REMOVE, which
+	 * drops them. Comes before it is done. To take it for a balloon's, gmem_file_punch().
+	 */
+	GMEM_UFFD_EVENT_REMOVE = 3,
+	/* Of other processes' mappings alone, if their descriptor was asked for it: unmapped; moved to `u.remap.hva`. */
+	GMEM_UFFD_EVENT_UNMAP = 4,
+	GMEM_UFFD_EVENT_REMAP = 5,
+	/* So too: the process has forked, and `u.fork.fd`, the caller's, is the child's descriptor. */
+	GMEM_UFFD_EVENT_FORK = 6,
+	GMEM_UFFD_EVENT_GONE = 7, /* the process whose mapping it is has ended; told once */
+	/*
+	 * A vCPU has come out at a page, and waits (gmem_vcpu_hand_exit(), gmem_uffd_exit()). With `u.exit.flags`
+	 * GMEM_EXIT_FLAG_USERFAULT the page is to be filled, by any means, then its bit cleared; else it is to be
+	 * converted to the side that GMEM_EXIT_FLAG_PRIVATE names. Then, or if nothing is to be done, gmem_uffd_wake().
+	 */
+	GMEM_UFFD_EVENT_EXIT = 8,
 };
 
 #define GMEM_UFFD_FAULT_MINOR (1u << 0) /* in place, or known to be zero: gmem_uffd_continue(); else gmem_uffd_copy() */
 #define GMEM_UFFD_FAULT_WRITE (1u << 1)
-#define GMEM_UFFD_FAULT_PRIVATE (1u << 2) /* with GMEM_UFFD_PRIVATE_EVENTS alone */
+#define GMEM_UFFD_FAULT_PRIVATE (1u << 2) /* the page is; with GMEM_UFFD_PRIVATE_EVENTS alone, see there */
 #define GMEM_UFFD_FAULT_GUEST (1u << 3) /* through no view: gmem_vcpu_load() and its like. Resolved as the others */
 
 struct gmem_uffd_event {
 	enum gmem_uffd_event_kind kind;
 	uint32_t flags; /* GMEM_UFFD_FAULT_*; what was true when the event was read, and may not be any more */
 	struct gmem_view *view;
-	uint64_t off; /* of the page, in the file */
+	uint64_t off, len; /* of the page or pages, in the file */
+	union {
+		struct {
+			uint64_t hva; /* where `off` is now, in its process */
+		} remap;
+		struct {
+			int fd;
+		} fork;
+		struct {
+			uint64_t gpa;
+			uint64_t flags; /* GMEM_EXIT_FLAG_PRIVATE, GMEM_EXIT_FLAG_USERFAULT */
+		} exit;
+	} u; /* by `kind` */
 };
 
 /*
  * Reads up to `n` events. Never waits, not for a file's lock either. Returns how many, 0 if there is none (also after
- * the descriptor was readable). Those of one view come in the order of the touches. An event that was read is not
- * told again: its page is to be resolved, or its touchers woken. -EIO.
+ * the descriptor was readable). Faults of one view come in the order of the touches; what the program has done to its
+ * mapping comes before faults that were read with it. An event that was read is not told again: its page is to be
+ * resolved, or its touchers woken. -EIO.
  */
 int gmem_uffd_read(struct gmem_uffd *uffd, struct gmem_uffd_event *events, unsigned int n);
 
@@ -452,9 +531,9 @@ int gmem_uffd_read(struct gmem_uffd *uffd, struct gmem_uffd_event *events, unsig
  * no lock held, and may be memory that is itself served, by another thread. Returns the bytes done, up to the first
  * page that could not be, or, if that is the first: -EEXIST (the page is in place: gmem_uffd_continue()), -EACCES (it
  * is private; it was not touched), -EHWPOISON, -EFAULT (the source is not there, or private), -ENOSPC, -ENOMEM (no
- * memory for it), -EAGAIN (the address space is changing; the page may be in place), -ENOENT (the view's memory was
- * unmapped or mapped over). -EINVAL (alignment, len 0, a source that wraps, another object's view), -ERANGE (outside
- * the view). With -EEXIST, -EACCES and -EHWPOISON the page's touchers are woken and meet what is there: an event of the
+ * memory for it), -EAGAIN (the address space is changing: read events, then again; the page may be in place), -ENOENT
+ * (the view's memory was unmapped or mapped over), -ESRCH (its process has ended). -EINVAL (alignment, len 0, a source
+ * that wraps, another object's view), -ERANGE (outside the view). Protected pages are mapped protected. With -EEXIST, -EACCES and -EHWPOISON the page's touchers are woken and meet what is there: an event of the
  * page that it is now, or SIGBUS.
  */
 int64_t gmem_uffd_copy(struct gmem_uffd *uffd, struct gmem_view *view, uint64_t off, const void *src, uint64_t len);
@@ -466,8 +545,55 @@ int64_t gmem_uffd_copy(struct gmem_uffd *uffd, struct gmem_view *view, uint64_t 
  */
 int64_t gmem_uffd_continue(struct gmem_uffd *uffd, struct gmem_view *view, uint64_t off, uint64_t len);
 
-/* UFFDIO_WAKE: touchers that wait at [off, off + len) try again, and raise new events. -EINVAL, -ERANGE. */
+/*
+ * UFFDIO_ZEROPAGE: the absent pages [off, off + len) are zero from now on (GMEM_PAGE_REMOVED), and mapped. As
+ * gmem_uffd_copy(); huge pages too, which the kernel's does not take.
+ */
+int64_t gmem_uffd_zeropage(struct gmem_uffd *uffd, struct gmem_view *view, uint64_t off, uint64_t len);
+
+/*
+ * UFFDIO_POISON: the bytes of the absent pages [off, off + len) will never come. In the file (GMEM_PAGE_POISONED), for
+ * whoever has it: touching one is SIGBUS in this view and the others of this process, -EHWPOISON to guests, until it is
+ * punched. As gmem_uffd_copy(); -EEXIST: the page is in place (gmem_file_poison() is for those), or poisoned and marked
+ * here already. Of a huge page what is absent.
+ */
+int64_t gmem_uffd_poison(struct gmem_uffd *uffd, struct gmem_view *view, uint64_t off, uint64_t len);
+
+/*
+ * UFFDIO_WRITEPROTECT: a write to one of the pages [off, off + len) is an event, GMEM_UFFD_EVENT_WP, and waits;
+ * or, `protect` false, none any more, and those that wait go on. Whether a page is mapped or in place makes no
+ * difference, and it stays protected when it is brought in, mapped, punched, zapped, or converted and converted back:
+ * only, between its conversion to shared and the next touch, in a view without MINOR, a write may go untold. Writes of
+ * guests, of system calls on the file and through other mappings are not told. Returns the bytes done, up to the first
+ * page that could not be, or, if that is the first: -EACCES (it is private), -EAGAIN, -ENOENT, -ESRCH as
+ * gmem_uffd_copy(); -EINVAL (also: a view registered without GMEM_UFFD_MODE_WP), -ERANGE, -ENOMEM.
+ */
+int64_t gmem_uffd_writeprotect(struct gmem_uffd *uffd, struct gmem_view *view, uint64_t off, uint64_t len,
+			       bool protect);
+
+/*
+ * UFFDIO_WAKE: touchers that wait at [off, off + len) try again, and raise new events; exits of guests there are
+ * answered. -EINVAL, -ERANGE.
+ */
 int gmem_uffd_wake(struct gmem_uffd *uffd, struct gmem_view *view, uint64_t off, uint64_t len);
+
+/* An exit of a vCPU that is not this library's. */
+struct gmem_uffd_exit {
+	size_t size; /* sizeof(struct gmem_uffd_exit) */
+	struct gmem_file *file; /* borrowed */
+	uint64_t off, len; /* of the pages, in the file: what the slot says of `gpa` */
+	uint64_t gpa, flags; /* kvm_run->memory_fault.gpa and .flags; others than GMEM_EXIT_FLAG_* are passed on */
+	/* Asked now and then, from the thread that waits, with no lock held but leaves: true ends it. NULL: never. */
+	bool (*cancelled)(void *opaque);
+	void *opaque;
+};
+
+/*
+ * Tells the exit as GMEM_UFFD_EVENT_EXIT, and waits until gmem_uffd_wake() has been called for its page: 0, and the
+ * vCPU is to be run again. -EINTR: cancelled; -ENOENT: no view of the page is registered here; -EIO: it was unmapped
+ * meanwhile, or after fork(2). -EINVAL (size, alignment, len 0), -ERANGE. Not from a thread that reads this object.
+ */
+int gmem_uffd_exit(struct gmem_uffd *uffd, const struct gmem_uffd_exit *exit);
 
 /* -------------------------------------------------------------------------------------------- progress */
 
@@ -795,6 +921,17 @@ struct gmem_exit {
 
 /* Why the last run, load, store, compare-and-exchange, copy or hypercall ended. -EINVAL (size). */
 int gmem_vcpu_exit(const struct gmem_vcpu *vcpu, struct gmem_exit *ret);
+
+/*
+ * Hands the last exit, GMEM_EXIT_MEMORY_FAULT, to the loop of `uffd`, in whose events it is told
+ * (GMEM_UFFD_EVENT_EXIT), and waits until it has been answered: 0, and the access is to be made again (gmem_vcpu_run(),
+ * gmem_vcpu_load()). 1: nobody was asked, for what the exit was about is not so any more; make it again. With
+ * GMEM_EXIT_FLAG_USERFAULT it is over too when the page's bit is clear. -EINTR: gmem_vcpu_cancel(). -ENOENT: no
+ * slot, or no file, or `uffd` has no view of the page. -EHWPOISON: the page's bytes are lost, and nothing will bring
+ * it. -EINVAL: another kind of exit. -EIO: the VM is dead, or the view was unmapped meanwhile. Not from a thread that
+ * reads `uffd`.
+ */
+int gmem_vcpu_hand_exit(struct gmem_vcpu *vcpu, struct gmem_uffd *uffd);
 
 /*
  * Completes what the last exit has left open. GMEM_EXIT_MMIO, a load: the same load, made next, returns the low `len`

@@ -150,6 +150,9 @@ static int let_go(struct gmem_pager_region *region, uint64_t from, uint64_t to)
 		err = let_go(region, from, mid);
 		return err ? err : let_go(region, mid, to);
 	}
+	/* The kernel's word here for a process that has ended, too; elsewhere it has another. */
+	if (err == -ENOMEM && gmem_sys_uffd_unprotect(region->uffd, region->hva, region->file->page_size) == -ESRCH)
+		err = -ESRCH;
 	/* Gone with its process, or unmapped: nothing to let go of. */
 	if (err == -ESRCH || err == -EINVAL || err == -ENOENT)
 		return 0;

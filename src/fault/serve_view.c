@@ -37,12 +37,14 @@ static int give_uffd(struct gmem_view *view, struct gmem_serving *s)
  * Write-protect mode too: without it the kernel, when it makes pages of the file one large one, drops the page tables
  * of the view and its markers with them. A kernel that has no such mode here has no markers either.
  */
-static int register_view(const struct gmem_view *view, int uffd)
+static int register_view(const struct gmem_view *view, const struct gmem_serving *s)
 {
-	const unsigned int modes = GMEM_SYS_UFFD_MISSING | GMEM_SYS_UFFD_MINOR;
-	int err = gmem_sys_uffd_register(uffd, hva_of(view), view->len, modes | GMEM_SYS_UFFD_WP);
+	unsigned int modes = s->modes ? s->modes : GMEM_SYS_UFFD_MISSING | GMEM_SYS_UFFD_MINOR;
+	int err = gmem_sys_uffd_register(s->uffd, hva_of(view), view->len, modes | GMEM_SYS_UFFD_WP);
 
-	return err == -EINVAL ? gmem_sys_uffd_register(uffd, hva_of(view), view->len, modes) : err;
+	if (err != -EINVAL)
+		return err;
+	return modes & GMEM_SYS_UFFD_WP ? -EOPNOTSUPP : gmem_sys_uffd_register(s->uffd, hva_of(view), view->len, modes);
 }
 
 /* The descriptor of give_uffd(). */
@@ -99,7 +101,7 @@ static int serve(struct gmem_view *view, struct gmem_serving *s)
 	err = give_uffd(view, s);
 	if (err)
 		return err;
-	err = register_view(view, s->uffd);
+	err = register_view(view, s);
 	if (err) {
 		take_uffd(view, s);
 		return gmem_err_sys(err, "%s: registering %llu bytes", s->who, (unsigned long long)view->len);

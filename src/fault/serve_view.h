@@ -15,6 +15,7 @@ struct gmem_serving {
 	const char *who; /* for error texts */
 	enum gmem_view_use use;
 	bool private_events;
+	unsigned int modes; /* GMEM_SYS_UFFD_*: what is asked for; 0: missing and minor */
 	/*
 	 * What the view is to be registered with; -1: a descriptor of its own. One that it has, for its markers, goes
 	 * before either: a mapping takes no second. Set to the one that was taken, which is to be read.

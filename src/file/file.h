@@ -434,6 +434,8 @@ struct gmem_view {
 	bool user_mode_only; /* `uffd` was opened here, and serves no access of the kernel's */
 	bool let_go; /* its pager has: what is in place is to be registered for markers alone */
 	bool by_mapping; /* no markers here: the empty file is mapped over private pages */
+	bool foreign; /* a mapping of another process's, of which a gmem_uffd has the descriptor; in no list */
+	struct gmem_protection *_Atomic protection; /* protect.c; NULL: no page of it was ever write-protected */
 	/* Called by gmem_view_unmap(), first of all, no lock held. Whoever serves the view sets and clears both. */
 	void (*unmapping)(void *server, struct gmem_view *view);
 	void *server;
@@ -485,6 +487,8 @@ int gmem_view_mark_all_lost(struct gmem_view *view);
 void gmem_view_unmark_lost(struct gmem_view *view);
 /* Marks what is private of the whole view. */
 int gmem_view_mark_private(struct gmem_view *view);
+/* What its userfault descriptor is asked for. */
+uint64_t gmem_view_uffd_features(const struct gmem_view *view);
 /* The view's own userfault descriptor, opened if it has none. Invalidate lock held, exclusive. */
 int gmem_view_open_uffd(struct gmem_view *view);
 

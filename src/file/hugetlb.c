@@ -21,6 +21,7 @@
 #include "file/backing.h"
 #include "file/gate.h"
 #include "file/hugetlb.h"
+#include "file/protect.h"
 #include "sys/call.h"
 #include "sys/hugepages.h"
 #include "sys/memfd.h"
@@ -336,6 +337,13 @@ int gmem_hugetlb_mark_again(struct gmem_file *file, uint64_t off, uint64_t len)
 	for (uint64_t at = unit_up(off); at < unit_of(off + len) && !err; at += UNIT)
 		if (gmem_file_private(file, at))
 			err = mark_unit(file, at);
+	/* Those of write-protected pages have gone too. */
+	for (struct gmem_view *view = file->views; view; view = view->next) {
+		uint64_t first = unit_up(off), n = unit_of(off + len) - first;
+
+		if (unit_of(off + len) > first && gmem_view_part(view, &first, &n))
+			gmem_view_protect_again(view, first, n);
+	}
 	return err;
 }
 

@@ -24,6 +24,7 @@
 #include "base/range.h"
 #include "file/file.h"
 #include "file/place.h"
+#include "file/protect.h"
 #include "sys/call.h"
 #include "sys/memfd.h"
 #include "sys/uffd.h"
@@ -170,6 +171,7 @@ static int put_markers(const struct gmem_view *view, uint64_t *off, uint64_t end
 				break;
 			}
 			/* Touched, and with it most likely others: once. Or touched since: that page. */
+			gmem_view_lift_protection(view, *off, zapped ? view->file->page_size : end - *off);
 			err = gmem_sys_zap(gmem_view_at(view, *off), zapped ? view->file->page_size : end - *off);
 			if (err)
 				return err;
@@ -445,7 +447,7 @@ static bool surely_own(const struct gmem_view *view, uint64_t off, uint64_t len)
 	return !gmem_sys_uffd_unprotect(view->uffd, hva_of(view, off), len);
 }
 
-int gmem_view_unmark(struct gmem_view *view, uint64_t off, uint64_t len)
+static int unmark(struct gmem_view *view, uint64_t off, uint64_t len)
 {
 	/* Never marked, and a zap would take its pages for given up. */
 	if (view->use == GMEM_VIEW_BALLOONED || (view->file->engine == GMEM_ENGINE_KERNEL && !view->by_mapping))
@@ -464,6 +466,15 @@ int gmem_view_unmark(struct gmem_view *view, uint64_t off, uint64_t len)
 	if (surely_own(view, off, len) && !gmem_sys_zap(gmem_view_at(view, off), len))
 		return 0;
 	return each_own_piece(view, off, len, zap_piece);
+}
+
+int gmem_view_unmark(struct gmem_view *view, uint64_t off, uint64_t len)
+{
+	int err = unmark(view, off, len);
+
+	/* A write that comes first is not told where minor faults are not. */
+	gmem_view_protect_again(view, off, len);
+	return err;
 }
 
 int gmem_view_mark_private(struct gmem_view *view)

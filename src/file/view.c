@@ -8,22 +8,29 @@
 #include "base/range.h"
 #include "file/anon.h"
 #include "file/place.h"
+#include "file/protect.h"
 #include "sys/hugepages.h"
 #include "sys/uffd.h"
 
-int gmem_view_open_uffd(struct gmem_view *view)
+uint64_t gmem_view_uffd_features(const struct gmem_view *view)
 {
 	const uint64_t features = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM |
 				  UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
 				  UFFD_FEATURE_POISON;
 	const uint64_t huge = UFFD_FEATURE_MISSING_HUGETLBFS | UFFD_FEATURE_MINOR_HUGETLBFS;
+
+	return view->file->page_size > GMEM_PAGE_SIZE ? features | huge : features;
+}
+
+int gmem_view_open_uffd(struct gmem_view *view)
+{
 	bool user_mode_only = false;
 	int fd;
 
 	if (view->uffd >= 0)
 		return 0;
 	/* Markers work through a user-mode-only one as well. */
-	fd = gmem_sys_uffd_open(view->file->page_size > GMEM_PAGE_SIZE ? features | huge : features, &user_mode_only);
+	fd = gmem_sys_uffd_open(gmem_view_uffd_features(view), &user_mode_only);
 	if (fd < 0)
 		return fd;
 	view->uffd = fd;
@@ -99,6 +106,7 @@ static int map_locked(struct gmem_view *view)
 
 static void forget(struct gmem_view *view)
 {
+	gmem_view_drop_protection(view);
 	if (view->uffd < 0)
 		return;
 	gmem_state_forget_region(&view->file->state, (uint64_t)(uintptr_t)view->addr, view->uffd);
@@ -163,6 +171,15 @@ static void let_go_of_copy(struct gmem_view *view)
 	gmem_file_put(view->file);
 }
 
+/* Nothing is mapped here. Its touchers wait for whoever serves them next: in its process it stays registered. */
+static void let_go_of_foreign(struct gmem_view *view)
+{
+	gmem_view_drop_protection(view);
+	close(view->uffd);
+	gmem_file_put(view->file);
+	free(view);
+}
+
 void gmem_view_unmap(struct gmem_view *view)
 {
 	struct gmem_view **at;
@@ -171,6 +188,10 @@ void gmem_view_unmap(struct gmem_view *view)
 		return;
 	if (view->unmapping)
 		view->unmapping(view->server, view);
+	if (view->foreign) {
+		let_go_of_foreign(view);
+		return;
+	}
 	if (view->pid != getpid()) {
 		let_go_of_copy(view);
 		return;

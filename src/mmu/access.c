@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* What other rooms see of the tables: a page for the time of an epoch, slots, whether the VM lives. */
+#include <errno.h>
+
 #include "base/range.h"
 #include "file/gate.h"
 #include "mmu/mmu.h"
@@ -87,6 +89,46 @@ bool gmem_mmu_behind_gate(struct gmem_vcpu *vcpu, const void *hva, uint64_t *ret
 	}
 	gmem_mmu_end_look(vcpu);
 	return found;
+}
+
+/* Inside a look. */
+static int page_of(struct gmem_vcpu *vcpu, uint64_t gfn, struct gmem_mmu_page *ret)
+{
+	const struct gmem_slot *slot = gmem_slots_find(atomic_load(&vcpu->mmu->slots), gfn);
+	struct gmem_file *file = slot ? atomic_load(&slot->file) : NULL;
+
+	if (!file)
+		return slot ? -EBADF : -ENOENT;
+	ret->file = file;
+	ret->off = gmem_slot_off(slot, gfn);
+	ret->private = gmem_file_private(file, ret->off);
+	ret->userfault = gmem_slot_userfault(slot, gfn, 1);
+	return 0;
+}
+
+int gmem_mmu_page_of(struct gmem_vcpu *vcpu, uint64_t gfn, struct gmem_mmu_page *ret)
+{
+	int err;
+
+	gmem_mmu_begin_look(vcpu);
+	err = page_of(vcpu, gfn, ret);
+	if (!err)
+		gmem_file_get(ret->file);
+	gmem_mmu_end_look(vcpu);
+	return err;
+}
+
+bool gmem_mmu_is_still(struct gmem_vcpu *vcpu, uint64_t gfn, struct gmem_mmu_page *page)
+{
+	struct gmem_mmu_page now;
+	bool same;
+
+	gmem_mmu_begin_look(vcpu);
+	same = !page_of(vcpu, gfn, &now) && now.file == page->file && now.off == page->off;
+	gmem_mmu_end_look(vcpu);
+	if (same)
+		*page = now;
+	return same;
 }
 
 struct gmem_slots *gmem_mmu_publish_slots(struct gmem_mmu *mmu, struct gmem_slots *new)

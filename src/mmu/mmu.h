@@ -132,6 +132,19 @@ bool gmem_mmu_has_gate(struct gmem_vcpu *vcpu, uint64_t gfn);
 /* The guest-physical address of one in a slot's gate; false: it is in none. */
 bool gmem_mmu_behind_gate(struct gmem_vcpu *vcpu, const void *hva, uint64_t *ret_gpa);
 
+/* What is at a guest frame. */
+struct gmem_mmu_page {
+	struct gmem_file *file;
+	uint64_t off;
+	bool private;
+	bool userfault; /* the slot's bitmap says that it is the caller's to fill */
+};
+
+/* As of now; the file is referenced. -ENOENT: no slot; -EBADF: no file, or a closed one. */
+int gmem_mmu_page_of(struct gmem_vcpu *vcpu, uint64_t gfn, struct gmem_mmu_page *ret);
+/* It is that page still; then its other fields are as of now. Any lock. */
+bool gmem_mmu_is_still(struct gmem_vcpu *vcpu, uint64_t gfn, struct gmem_mmu_page *page);
+
 /* The frame has a translation, or is a private page that the guest was given. */
 bool gmem_mmu_mapped(struct gmem_mmu *mmu, uint64_t gfn);
 
