@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -94,30 +95,44 @@ static int make_file(struct gmem_session *s, struct gmem_file **ret)
 	}
 }
 
+/*
+ * All of one descriptor at once: what was removed in a range that the pager does not know yet would be read, and never
+ * known.
+ */
 static int add_regions(struct gmem_session *s, struct gmem_pager *pager, struct gmem_file *file,
 		       struct gmem_source *source)
 {
 	const struct gmem_hello_message *m = s->how.message;
+	struct gmem_region *regions = calloc(m->nregions + 1, sizeof(*regions));
+	int err = 0;
 
-	for (uint32_t i = 0; i < m->nregions; i++) {
-		const struct gmem_hello_region *r = &m->regions[i];
-		struct gmem_region region = {
-			.size = sizeof(region),
-			.file = file,
-			.uffd = m->uffds[r->uffd],
-			.hva = r->hva,
-			.off = m->kind == GMEM_HELLO_ATTACH ? r->file_off : r->source_off,
-			.len = r->len,
-			.source = source,
-			.source_off = r->source_off,
-			.pidfd = m->pidfd,
-		};
-		int err = gmem_pager_add_region(pager, &region);
+	if (!regions)
+		return gmem_err_sys(-ENOMEM, "session");
+	for (uint32_t uffd = 0; uffd < m->nuffds && err >= 0; uffd++) {
+		unsigned int n = 0;
 
-		if (err < 0)
-			return err;
+		for (uint32_t i = 0; i < m->nregions; i++) {
+			const struct gmem_hello_region *r = &m->regions[i];
+
+			if (r->uffd != uffd)
+				continue;
+			regions[n++] = (struct gmem_region){
+				.size = sizeof(regions[0]),
+				.file = file,
+				.uffd = m->uffds[uffd],
+				.hva = r->hva,
+				.off = m->kind == GMEM_HELLO_ATTACH ? r->file_off : r->source_off,
+				.len = r->len,
+				.source = source,
+				.source_off = r->source_off,
+				.pidfd = m->pidfd,
+			};
+		}
+		if (n)
+			err = gmem_pager_add_regions(pager, regions, n);
 	}
-	return 0;
+	free(regions);
+	return err < 0 ? err : 0;
 }
 
 static void take_down(struct gmem_session *s)
