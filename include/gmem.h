@@ -1971,8 +1971,8 @@ int gmem_service_set_default(struct gmem_service *service, const char *name); /*
 
 /*
  * Before it runs: the working set of a source's machines (gmem_workset), kept in a file. Where there is one, it is
- * brought in first; where there is none, what one machine touches is recorded, until it is complete or for a minute at
- * most, and saved there. -ENOENT (no such source), -ENOMEM.
+ * brought in first. Where there is none, what one machine touches is recorded for a minute, or until it ends, and saved
+ * there; nothing else of that machine is brought in meanwhile. -ENOENT (no such source), -ENOMEM.
  */
 int gmem_service_set_workset(struct gmem_service *service, const char *source, const char *path);
 

@@ -242,6 +242,16 @@ static inline double serve_metric(const struct serve *s, const char *begin)
 	return value;
 }
 
+/* Some line has this in it, and at least that value behind it. */
+static inline bool serve_metrics_has(const struct serve *s, const char *what, double least)
+{
+	char *text = serve_metrics(s), *at = strstr(text, what);
+	bool has = at && atof(at + strlen(what)) >= least;
+
+	free(text);
+	return has;
+}
+
 #define WAIT_FOR(cond)                                                                                                 \
 	do {                                                                                                           \
 		while (!(cond))                                                                                        \

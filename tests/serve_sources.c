@@ -88,7 +88,7 @@ TEST_TIMEOUT(other_bytes_under_the_same_name, 60)
 	WAIT_FOR(atomic_load(&s.seen->events[GMEM_SERVICE_LOST]) > 0);
 	CHECK_EQ(atomic_load(&s.seen->last_error), -ESTALE);
 	CHECK_EQ(fc_wait(c, 100, &ret), 0);
-	CHECK(strstr(serve_metrics(&s), "state=\"lost\"} 1") != NULL);
+	CHECK(serve_metrics_has(&s, "state=\"lost\"} ", 1));
 	CHECK_EQ(rename(aside, s.raw), 0);
 	CHECK_EQ(fc_wait(c, -1, &ret), 1);
 	CHECK_EQ(ret, 0);
@@ -209,6 +209,47 @@ TEST_TIMEOUT(huge_pages, 60)
 	serve_kill(&s);
 	serve_start(&s);
 	CHECK_EQ(fc_read(c, 0, 8 * MIB), 0);
+	fc_end(c);
+	serve_end(&s);
+}
+
+static char workset[96];
+
+static void with_workset(struct serve *s, struct gmem_service *sv)
+{
+	char spec[128];
+
+	snprintf(spec, sizeof(spec), "raw:%s", s->raw);
+	CHECK_OK(gmem_service_add_source(sv, "one", spec));
+	CHECK_ERR(gmem_service_set_workset(sv, "two", workset), -ENOENT);
+	CHECK_OK(gmem_service_set_workset(sv, "one", workset));
+	CHECK_OK(gmem_service_listen(sv, s->sock, NULL));
+	CHECK_OK(gmem_service_listen_metrics(sv, s->metrics));
+}
+
+/* The first machine is recorded until it ends; the second gets what that one touched, before it touches anything. */
+TEST_TIMEOUT(working_set, 60)
+{
+	struct fc_options o;
+	struct fc_client *c;
+	struct serve s;
+
+	serve_set(&s, LEN);
+	serve_path(&s, workset, "workset");
+	s.more = with_workset;
+	s.opts.flags = GMEM_SERVICE_NO_FILL;
+	serve_start(&s);
+	o = serve_client(&s, FC_1_12);
+	c = fc_start(&o);
+	CHECK_EQ(fc_read(c, LEN / 2, MIB), 0);
+	CHECK_EQ(access(workset, F_OK), -1);
+	fc_end(c);
+	WAIT_FOR(!access(workset, F_OK));
+	WAIT_FOR(serve_metric(&s, "gmem_serve_vms ") == 0);
+	c = fc_start(&o);
+	WAIT_FOR(serve_metric(&s, "gmem_serve_pages_total{") == 0);
+	WAIT_FOR(serve_metrics_has(&s, "why=\"replay\"} ", MIB / P / 2));
+	CHECK_EQ(fc_read(c, 0, LEN), 0);
 	fc_end(c);
 	serve_end(&s);
 }

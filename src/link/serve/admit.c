@@ -374,7 +374,13 @@ int gmem_service_admit(struct gmem_service *sv, struct gmem_arrival *a, enum gme
 	vm->pid = m->pid;
 	vm->uid = m->uid;
 	vm->since_s = (uint64_t)time(NULL);
-	from = (struct gmem_session_source){ sv->sources[source]->name, sv->sources[source]->spec, "" };
+	from = (struct gmem_session_source){
+		.name = sv->sources[source]->name,
+		.spec = sv->sources[source]->spec,
+		.identity = "",
+		.workset = sv->sources[source]->workset,
+		.recording = &sv->sources[source]->recording,
+	};
 	err = sv->dir ? write_down(vm, m, sv->sources[source], &state_fd) : 0;
 	if (!err)
 		err = gmem_hello_consume(a->hello);

@@ -91,8 +91,19 @@ static int cut_source(char *text, struct gmem_session_source *ret)
 	identity = strchr(spec, '\n');
 	if (identity)
 		*identity++ = 0;
-	*ret = (struct gmem_session_source){ text, spec, identity ? identity : "" };
+	*ret = (struct gmem_session_source){ .name = text, .spec = spec, .identity = identity ? identity : "" };
 	return 0;
+}
+
+/* The working set is today's, if the source still is what it was. */
+static void find_workset(const struct gmem_service *sv, struct gmem_session_source *from)
+{
+	for (int i = 0; i < sv->nsources; i++) {
+		if (strcmp(sv->sources[i]->name, from->name) || strcmp(sv->sources[i]->spec, from->spec))
+			continue;
+		from->workset = sv->sources[i]->workset;
+		from->recording = &sv->sources[i]->recording;
+	}
 }
 
 static int begin_session(struct gmem_service_vm *vm, struct gmem_hello_message *m, int state_fd, int sock)
@@ -101,8 +112,10 @@ static int begin_session(struct gmem_service_vm *vm, struct gmem_hello_message *
 	struct gmem_session_source from;
 	int err = source ? cut_source(source, &from) : gmem_err_sys(-ENOMEM, "a machine");
 
-	if (!err)
+	if (!err) {
+		find_workset(vm->service, &from);
 		err = gmem_service_begin(vm, m, state_fd, sock, true, &from);
+	}
 	free(source);
 	return err;
 }

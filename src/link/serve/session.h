@@ -18,10 +18,12 @@
 
 struct gmem_session;
 
-/* Where a machine's pages come from. The texts are borrowed until the session has begun. */
+/* Where a machine's pages come from. The first three texts are borrowed until the session has begun. */
 struct gmem_session_source {
 	const char *name, *spec;
 	const char *identity; /* gmem_identity(), when the machine was first served; "": it was not yet */
+	const char *workset; /* the file of its working set; NULL: none is wanted. Borrowed for the session's life */
+	_Atomic bool *recording; /* some machine is recorded into it; borrowed likewise */
 };
 
 struct gmem_session_how {

@@ -20,6 +20,8 @@
 #define LAST_PAUSE_NS 2000000000u
 /* How much the fill gives way to everybody else's threads; nice(2). */
 #define FILL_NICE 10
+/* How long the first machine of a source is watched, at most. */
+#define RECORD_NS 60000000000u
 
 /* A pager's thread. */
 static void pager_event(void *opaque, const struct gmem_pager_event *event)
@@ -349,6 +351,67 @@ static void fill(struct gmem_session *s)
 		gmem_session_tell(s, GMEM_SERVICE_TROUBLE, (int)n, gmem_last_error());
 }
 
+/* ---- the working set (gmem_workset): what was touched first the last time */
+
+static void workset_trouble(struct gmem_session *s, int err)
+{
+	if (err == -ECANCELED || err == -ESRCH)
+		return;
+	gmem_err_prefix(err, "working set %s", s->how.source.workset);
+	gmem_session_tell(s, GMEM_SERVICE_TROUBLE, err, gmem_last_error());
+}
+
+static void replay(struct gmem_session *s)
+{
+	struct gmem_workset *ws;
+	int64_t n = gmem_workset_open(s->how.source.workset, &ws);
+
+	if (!n) {
+		atomic_store(&s->phase, GMEM_SERVE_REPLAYING);
+		n = gmem_pager_replay(s->pager, ws, NULL, on_progress, s);
+		gmem_workset_close(ws);
+		atomic_store(&s->phase, GMEM_SERVE_SERVING);
+	}
+	if (n < 0)
+		workset_trouble(s, (int)n);
+}
+
+/* Nothing is brought in but what is touched meanwhile: what is there already is not seen to be touched. */
+static void record(struct gmem_session *s)
+{
+	struct gmem_workset *ws;
+	int err = gmem_workset_create(NULL, NULL, &ws);
+
+	if (err) {
+		workset_trouble(s, err);
+		return;
+	}
+	err = gmem_pager_record(s->pager, ws, NULL, 0);
+	if (!err) {
+		gmem_session_wait(s, RECORD_NS);
+		err = gmem_workset_stop(ws);
+	}
+	if (!err)
+		err = gmem_workset_save(ws, s->how.source.workset);
+	if (err)
+		workset_trouble(s, err);
+	gmem_workset_close(ws);
+}
+
+static void use_workset(struct gmem_session *s)
+{
+	bool no = false;
+
+	if (!s->how.source.workset)
+		return;
+	if (!access(s->how.source.workset, F_OK)) {
+		replay(s);
+	} else if (!s->how.resumed && atomic_compare_exchange_strong(s->how.source.recording, &no, true)) {
+		record(s);
+		atomic_store(s->how.source.recording, false);
+	}
+}
+
 /* Who is taken up again may have had its answer, and does not read a second one. */
 static void answer(struct gmem_session *s, int error, const char *text)
 {
@@ -368,6 +431,7 @@ static int serve(struct gmem_session *s)
 	atomic_store(&s->phase, GMEM_SERVE_SERVING);
 	gmem_session_tell(s, GMEM_SERVICE_SERVING, 0, s->how.source.name);
 	answer(s, 0, NULL);
+	use_workset(s);
 	if (!(s->how.opts->flags & GMEM_SERVICE_NO_FILL))
 		fill(s);
 	while (!gmem_session_wait(s, LAST_PAUSE_NS))
