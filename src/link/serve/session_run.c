@@ -319,7 +319,10 @@ static int on_progress(void *opaque, uint64_t done, uint64_t total)
 	return atomic_load(&s->stopping) || atomic_load(&s->gone) ? -ECANCELED : 0;
 }
 
-/* Nothing is missing: what is complete needs nobody any more, and then there is no pager either. */
+/*
+ * Nothing is missing: what is complete needs nobody any more. The pager stays and reads: who was about to give memory
+ * back when it was let go of sleeps until the message is read.
+ */
 static void let_go(struct gmem_session *s)
 {
 	int64_t kept;
@@ -331,8 +334,6 @@ static void let_go(struct gmem_session *s)
 		gmem_session_tell(s, GMEM_SERVICE_TROUBLE, (int)kept, gmem_last_error());
 	gmem_session_tell(s, GMEM_SERVICE_COMPLETE, 0,
 			  kept > 0 ? "every page is in place but those that are lost" : "every page is in place");
-	if (!kept)
-		take_down(s);
 }
 
 static void fill(struct gmem_session *s)
