@@ -426,11 +426,10 @@ int gmem_uffd_fd(const struct gmem_uffd *uffd);
 /*
  * Registers a view: from now on what `modes`, GMEM_UFFD_MODE_*, say is an event. Before the first touch, or pages that
  * were touched raise none. The view is borrowed until it is unmapped, which may be before gmem_uffd_free(): no event of
- * it is told after that. -EINVAL (the modes; the file's pages began private, or it is the kernel's guest_memfd and takes
- * no userfaults; the view reaches past the end of the file, or a part of it was unmapped by the program), -EBUSY
- * (served already), -EPERM, -ENOSYS, -EOPNOTSUPP (no userfaultfd with page markers, or without this mode; or the view
- * has had private pages, marked without it), -EMFILE, -ENFILE, -ENOMEM, -ENOSPC (epoll). On failure the view is as it
- * was.
+ * it is told after that. -EINVAL (the modes; the file's pages began private, or it is a guest_memfd that takes no
+ * userfaults; the view reaches past the end of the file, or a part of it was unmapped by the program), -EBUSY (served
+ * already), -EPERM, -ENOSYS, -EOPNOTSUPP (no userfaultfd with page markers, or without this mode; or the view has had
+ * private pages, marked without it), -EMFILE, -ENFILE, -ENOMEM, -ENOSPC (epoll). On failure the view is as it was.
  */
 int gmem_uffd_register(struct gmem_uffd *uffd, struct gmem_view *view, uint32_t modes);
 
@@ -458,9 +457,10 @@ struct gmem_uffd_mapping {
  * pages raise no faults. `*ret` stands for it in events and operations, and is of no other use: gmem_view_addr() is
  * its address there, and gmem_view_unmap() frees it and unmaps nothing; what is not resolved by then waits for whoever
  * comes next with the descriptor. If the process has ended operations are -ESRCH; what it has unmapped is -ENOENT.
- * -EINVAL (size, modes, alignment, not a userfault descriptor, no such memory, or
- * not of these modes), -ERANGE (past the file's end), -EEXIST (overlaps a mapping of the same descriptor), -EBUSY
- * (another descriptor has it), -ENOMEM (also: the process has ended), -EMFILE, -ENFILE, -ENOSPC (epoll).
+ * -EINVAL (size, modes, alignment, not a userfault descriptor, no such memory, or not of these modes), -ERANGE (past
+ * the file's end), -EEXIST (overlaps a mapping of the same descriptor), -EBUSY (another descriptor has it), -EOPNOTSUPP
+ * (a file of gmem_file_create_anon(): a pager serves those), -ENOMEM (also: the process has ended), -EMFILE, -ENFILE,
+ * -ENOSPC (epoll).
  */
 int gmem_uffd_register_mapping(struct gmem_uffd *uffd, const struct gmem_uffd_mapping *mapping,
 			       struct gmem_view **ret);
@@ -479,7 +479,7 @@ enum gmem_uffd_event_kind {
 	 * drops them. Comes before it is done. To take it for a balloon's, gmem_file_punch().
 	 */
 	GMEM_UFFD_EVENT_REMOVE = 3,
-	/* Of other processes' mappings alone, if their descriptor was asked for it: unmapped; moved to `u.remap.hva`. */
+	/* Of other processes' mappings alone, whose descriptor was asked for it: unmapped; moved to `u.remap.hva`. */
 	GMEM_UFFD_EVENT_UNMAP = 4,
 	GMEM_UFFD_EVENT_REMAP = 5,
 	/* So too: the process has forked, and `u.fork.fd`, the caller's, is the child's descriptor. */
@@ -526,15 +526,16 @@ struct gmem_uffd_event {
 int gmem_uffd_read(struct gmem_uffd *uffd, struct gmem_uffd_event *events, unsigned int n);
 
 /*
- * UFFDIO_COPY: brings in the absent pages [off, off + len), multiples of gmem_file_page_size() as in the two functions
- * below, with the bytes at `src`, of any alignment, maps them, and lets their touchers go on. The source is read with
- * no lock held, and may be memory that is itself served, by another thread. Returns the bytes done, up to the first
- * page that could not be, or, if that is the first: -EEXIST (the page is in place: gmem_uffd_continue()), -EACCES (it
- * is private; it was not touched), -EHWPOISON, -EFAULT (the source is not there, or private), -ENOSPC, -ENOMEM (no
- * memory for it), -EAGAIN (the address space is changing: read events, then again; the page may be in place), -ENOENT
- * (the view's memory was unmapped or mapped over), -ESRCH (its process has ended). -EINVAL (alignment, len 0, a source
- * that wraps, another object's view), -ERANGE (outside the view). Protected pages are mapped protected. With -EEXIST, -EACCES and -EHWPOISON the page's touchers are woken and meet what is there: an event of the
- * page that it is now, or SIGBUS.
+ * UFFDIO_COPY: brings in the absent pages [off, off + len), multiples of gmem_file_page_size() as in all that follow,
+ * with the bytes at `src`, of any alignment, maps them, and lets their touchers go on. Protected pages are mapped
+ * protected. The source is read with no lock held, and may be memory that is itself served, by another thread. Returns
+ * the bytes done, up to the first page that could not be, or, if that is the first: -EEXIST (the page is in place:
+ * gmem_uffd_continue()), -EACCES (it is private; it was not touched), -EHWPOISON, -EFAULT (the source is not there, or
+ * private), -ENOSPC, -ENOMEM (no memory for it), -EAGAIN (the address space is changing: read events, then again; the
+ * page may be in place), -ENOENT (the view's memory was unmapped or mapped over), -ESRCH (its process has ended).
+ * -EINVAL (alignment, len 0, a source that wraps, another object's view), -ERANGE (outside the view). With -EEXIST,
+ * -EACCES and -EHWPOISON the page's touchers are woken and meet what is there: an event of the page that it is now, or
+ * SIGBUS.
  */
 int64_t gmem_uffd_copy(struct gmem_uffd *uffd, struct gmem_view *view, uint64_t off, const void *src, uint64_t len);
 
@@ -1314,6 +1315,12 @@ struct gmem_source_ops {
 	 */
 	int (*is_zero)(void *opaque, uint64_t off, uint64_t len, bool nowait);
 	void (*free)(void *opaque); /* optional */
+	/*
+	 * Optional. [off, off + len) is about to be read by somebody nobody waits for (a fill, a replay), and probably
+	 * what follows: a source that is far away asks for it now, after what is waited for. With `wait` it returns
+	 * when what it brings is at hand. 0, or negative errno: not now. `read` answers without it as well.
+	 */
+	int (*prefetch)(void *opaque, uint64_t off, uint64_t len, bool wait);
 };
 
 struct gmem_source;

@@ -310,6 +310,7 @@ static pid_t fence_holder(int *ret_pipe)
 	CHECK_EQ(pipe2(fds, O_CLOEXEC), 0);
 	CHECK_EQ(pipe2(ready, O_CLOEXEC), 0);
 	pid = fork();
+	CHECK(pid >= 0);
 	if (!pid) {
 		close(fds[1]);
 		CHECK_OK(gmem_ledger_dir_open(path, &dir));
@@ -370,6 +371,7 @@ TEST(taking_over_kills_nobody_else)
 
 	/* Somebody locks the file and does not say who it is; the file names a process that lives, of another start. */
 	pid = fork();
+	CHECK(pid >= 0);
 	if (!pid) {
 		pause();
 		_exit(0);

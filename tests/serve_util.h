@@ -18,6 +18,7 @@ struct scene {
 	char dir[64], sock[108];
 	pid_t minder;
 	const char *program;
+	bool firecracker; /* the server is gmem's own: machines say what Firecracker does */
 };
 
 /* ---- files of the state directory, which is how a test and the server talk */
@@ -139,6 +140,7 @@ static inline void start_minder(struct scene *s, const struct gmem_minder_opts *
 	o.say = minder_says;
 	o.opaque = s;
 	s->minder = fork();
+	CHECK(s->minder >= 0);
 	if (s->minder)
 		return;
 	setenv("GMEM_TEST_SERVER", s->dir, 1);
@@ -173,6 +175,7 @@ static inline pid_t wait_server(const struct scene *s, pid_t not_this)
 
 static inline void stop_minder(struct scene *s)
 {
+	CHECK(s->minder > 1);
 	kill(s->minder, SIGTERM);
 	wait_ok(s->minder);
 	s->minder = -1;
@@ -196,10 +199,18 @@ static inline void say_hello(const struct scene *s, void *p, uint64_t len, int u
 	struct serve_hello h = { SERVE_MAGIC, (uint64_t)(uintptr_t)p, len };
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
 	int sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	char json[200];
 
 	strcpy(addr.sun_path, s->sock);
 	CHECK_EQ(connect(sock, (struct sockaddr *)&addr, sizeof(addr)), 0);
-	CHECK_OK(gmem_socket_send(sock, &h, sizeof(h), uffd, 0));
+	snprintf(
+		json, sizeof(json),
+		"[{\"base_host_virt_addr\":%llu,\"size\":%llu,\"offset\":0,\"page_size\":4096,\"page_size_kib\":4096}]",
+		(unsigned long long)h.hva, (unsigned long long)len);
+	if (s->firecracker)
+		CHECK_OK(gmem_socket_send(sock, json, strlen(json), uffd, 0));
+	else
+		CHECK_OK(gmem_socket_send(sock, &h, sizeof(h), uffd, 0));
 	/* The socket and the userfaultfd stay open, as Firecracker's do. */
 }
 

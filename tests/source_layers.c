@@ -394,7 +394,7 @@ static void refused_there(const char *type, const char *options, const char *why
 	CHECK(pwrite(fds[1], "x", 1, 3 * PAGE) == 1 && fstat(fds[1], &st) == 0);
 	age(fds[0]);
 	age(fds[1]);
-	if (options && st.st_blksize <= PAGE) {
+	if (options && st.st_blksize <= (blksize_t)PAGE) {
 		close(fds[0]);
 		close(fds[1]);
 		umount(folder);

@@ -277,6 +277,7 @@ TEST_TIMEOUT(tls_by_a_shared_key, 60)
 	struct gmem_nbd_opts opts = { .size = sizeof(opts), .timeout_ms = 20000 };
 	struct memory m = { .npages = 200 };
 	char path[96], key[96], psk[128], uri[400];
+	uint8_t got[PAGE];
 	uint64_t seed = tap_seed();
 	struct nbd_server server;
 	struct gmem_source *s;
@@ -295,6 +296,17 @@ TEST_TIMEOUT(tls_by_a_shared_key, 60)
 	nbdkit(&server, "--tls=require", psk, "file", path, NULL);
 	snprintf(uri, sizeof(uri), "nbds+unix://vmm@/?socket=%s&tls-psk-file=%s", server.socket, key);
 	check_memory(&m, uri, &opts, true, tap_rand(&seed));
+	/* A connection that has broken is no signal. */
+	CHECK_OK(gmem_source_new_nbd(uri, &opts, &m.s));
+	read_at_once(&m, tap_rand(&seed), 2, 5);
+	nbd_kill(&server);
+	for (int i = 0; i < 5; i++)
+		CHECK(gmem_source_read(m.s, 0, got, PAGE) < 0);
+	nbdkit(&server, "--tls=require", psk, "file", path, NULL);
+	while (gmem_source_read(m.s, 0, got, PAGE) < 0)
+		nbd_pause_ms(1);
+	CHECK_MEM(got, m.bytes, PAGE);
+	gmem_source_unref(m.s);
 	/* In the clear it says nothing. */
 	CHECK(gmem_source_new_nbd(server.uri, &opts, &s) < 0);
 	CHECK_HAS(gmem_last_error(), "gmem_source_new_nbd: nbd+unix:");

@@ -210,6 +210,27 @@ TEST_TIMEOUT(a_server_that_is_too_slow_times_out, 60)
 	memory_free(&m);
 }
 
+/* It would take hours to be told what is zero in all of it. */
+TEST_TIMEOUT(a_server_that_knows_its_zeros_too_late_is_read, 60)
+{
+	struct gmem_nbd_opts opts = { .size = sizeof(opts), .timeout_ms = HOUR_MS };
+	struct nbd_server server;
+	struct gmem_source *s;
+	uint8_t got[PAGE];
+
+	need_nbd("nbdkit");
+	nbd_folder(&server);
+	nbdkit(&server, "--filter=delay", "memory", "1T", "delay-extents=3600", NULL);
+	CHECK_OK(gmem_source_new_nbd(server.uri, &opts, &s));
+	for (uint64_t off = 0; off < UINT64_C(1) << 40; off += 64 << 20) {
+		CHECK(!gmem_source_is_zero(s, off, PAGE, false));
+		if (off % (4ull << 30) == 0)
+			CHECK_OK(gmem_source_read(s, off, got, PAGE));
+	}
+	gmem_source_unref(s);
+	nbd_end(&server);
+}
+
 TEST_TIMEOUT(a_server_that_is_stopped_and_goes_on, 120)
 {
 	struct memory m = { 0 };

@@ -214,3 +214,47 @@ TEST(a_layer_that_is_changed_poisons)
 		close(fds[i]);
 	free(bytes);
 }
+
+/* A server that stays away: after so long the touchers get what the pager's policy says, which is no page of zeros. */
+TEST_TIMEOUT(a_server_that_stays_away_runs_out_of_patience, 60)
+{
+	struct guest g = { 0 };
+	struct gmem_pager_opts opts = { .size = sizeof(opts),
+					.event = on_event,
+					.opaque = &g.told,
+					.patience_ms = 100,
+					.policy = GMEM_PAGER_POISON };
+	uint64_t seed = tap_seed(), page = 0;
+	struct nbd_server server;
+	struct gmem_source *s;
+	uint8_t *bytes, *data;
+	char path[96], got[4096];
+
+	need_nbd("nbdkit");
+	need_markers();
+	catch_bus();
+	nbd_folder(&server);
+	nbd_memory(&server, path, NPAGES, tap_rand(&seed), &bytes, &data);
+	nbdkit(&server, "file", path, NULL);
+	CHECK_OK(gmem_source_new_nbd(server.uri, NULL, &s));
+	CHECK_OK(gmem_pager_create(&opts, &g.pager));
+	g.file = new_file(NPAGES * P);
+	g.p = map_view(g.file, 0, NPAGES * P, &g.view);
+	CHECK_OK(gmem_pager_add_view(g.pager, g.view, s, 0));
+	while (!data[page])
+		page++;
+	nbd_kill(&server);
+	CHECK_EQ(touch(g.p + page * P), SIGBUS);
+	CHECK(g.told.n[GMEM_PAGER_GAVE_UP] > 0);
+	/* Lost is what was waited for, and nothing else, once the server has been found again. */
+	nbdkit(&server, "file", path, NULL);
+	while (gmem_source_read(s, 0, got, P) < 0)
+		nbd_pause_ms(1);
+	gmem_source_unref(s);
+	while (++page < NPAGES)
+		CHECK_MEM(g.p + page * P, bytes + page * P, P);
+	guest_free(&g);
+	nbd_end(&server);
+	free(bytes);
+	free(data);
+}

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Another process, which maps a file by itself and does as it is told: for tests of mappings that a gmem_uffd serves. */
+/* Another process, which maps a file by itself and does as it is told: for tests of mappings in a gmem_uffd. */
 #ifndef GMEM_TESTS_UFFD_KID_H
 #define GMEM_TESTS_UFFD_KID_H
 

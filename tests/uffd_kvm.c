@@ -39,8 +39,9 @@ static void answer(struct loop *l, const struct gmem_uffd_event *e)
 {
 	if (e->kind != GMEM_UFFD_EVENT_EXIT) {
 		CHECK_EQ(e->kind, GMEM_UFFD_EVENT_FAULT);
-		put(l, e->off);
+		/* Before the guest can have ended. */
 		atomic_fetch_add(&l->faults, 1);
+		put(l, e->off);
 		return;
 	}
 	atomic_fetch_add(&l->exits, 1);
@@ -191,6 +192,34 @@ TEST_TIMEOUT(absent_pages, 120)
 		CHECK_EQ(l.exits, 0);
 		CHECK_EQ(l.faults, GUEST_PAGES);
 		end_loop(&l);
+	}
+}
+
+/* Nobody supplies what is absent here: it is zero to a guest, until it is lost. */
+TEST_TIMEOUT(poisoned_pages, 120)
+{
+	struct scene s;
+
+	EACH_WAY(&s)
+	{
+		struct gmem_uffd *uffd;
+		struct gmem_view *view;
+
+		need_markers();
+		CHECK_OK(gmem_view_map(s.file, 0, s.len, PROT_READ | PROT_WRITE, &view));
+		CHECK_OK(gmem_uffd_create(NULL, &uffd));
+		CHECK_OK(gmem_uffd_register(uffd, view, GMEM_UFFD_MODE_MINOR));
+		CHECK_EQ(run(&s, GUEST_load8, GPA), 0);
+		CHECK_EQ(gmem_uffd_poison(uffd, view, PG, 2 * PG), 2 * PG);
+		run_err(&s, -EHWPOISON, GUEST_load8, GPA + PG);
+		CHECK_ERR(gmem_vcpu_hand_exit(s.vcpu, uffd), -EHWPOISON);
+		CHECK_OK(gmem_file_punch(s.file, PG, PG));
+		CHECK_OK(go_on(&s));
+		/* It was touched: it is there. */
+		CHECK_ERR(gmem_uffd_poison(uffd, view, 0, PG), -EEXIST);
+		CHECK_OK(del_slot(s.vm, 0));
+		gmem_view_unmap(view);
+		gmem_uffd_free(uffd);
 	}
 }
 

@@ -459,6 +459,7 @@ TEST(arguments)
 {
 	struct gmem_uffd_mapping m;
 	struct gmem_view *view = NULL;
+	struct gmem_file *anon;
 	struct foreign f;
 	int pair[2];
 
@@ -487,6 +488,10 @@ TEST(arguments)
 	REFUSED(-EINVAL, m.uffd = pair[0]);
 	close(pair[0]);
 	close(pair[1]);
+	/* Without bytes of its own: a pager's. */
+	CHECK_OK(gmem_file_create_anon(LEN, P, -1, &anon));
+	REFUSED(-EOPNOTSUPP, m.file = anon);
+	gmem_file_free(anon);
 	m = mapping_of(&f.kid, f.file, BOTH);
 	CHECK_OK(gmem_uffd_register_mapping(f.uffd, &m, &f.view));
 	end(&f);

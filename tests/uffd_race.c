@@ -203,7 +203,8 @@ TEST_TIMEOUT(all_at_once, 90)
 		CHECK(window);
 		for (int i = 0; i < THREADS; i++)
 			CHECK_EQ(pthread_create(&t[i], NULL, mains[i], &r), 0);
-		for (int i = 0; i < 60; i++)
+		/* Until the others have met each other too. */
+		for (int i = 0; i < 60 || !atomic_load(&r.views) || atomic_load(&r.refusals) < 10; i++)
 			convert_or_punch(&r, window, &seed);
 		/* Touchers end while somebody still serves. */
 		atomic_store(&r.stop, true);

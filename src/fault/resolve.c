@@ -436,19 +436,45 @@ int gmem_resolve_fault(struct gmem_resolver *r, struct gmem_pager_region *region
 	return err == -ENOENT ? -EAGAIN : err;
 }
 
+/*
+ * A source that is far away is told what is wanted before it is read, so that all of it is on its way at once, and what
+ * is zero is known. 1: it is at hand now. 0: the source needs no such thing.
+ */
+static int prefetch(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t off, uint64_t len)
+{
+	int err = gmem_source_prefetch(region->source, source_off(region, off), len, true);
+
+	return err < 0 ? report_failure(r, region, off, err) : err;
+}
+
 int64_t gmem_resolve_fill(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t off, uint64_t len)
 {
 	uint64_t end = off + len, at = off, from, to;
+	bool told = false;
 	int err;
 
 	if (atomic_load_explicit(&region->gone, memory_order_relaxed))
 		return -ESRCH;
-	if (region->file->page_size > GMEM_PAGE_SIZE)
-		return fill_unit(r, region, off);
+	if (region->file->page_size > GMEM_PAGE_SIZE) {
+		err = gmem_file_unit(region->file, off) == GMEM_UNIT_IN_PLACE ?
+			      0 :
+			      prefetch(r, region, off, region->file->page_size);
+		return err < 0 ? err : fill_unit(r, region, off);
+	}
 	/* Zero pages need no memory until somebody touches them. */
 	for (; at < end; at += GMEM_PAGE_SIZE) {
 		if (!gmem_resolve_absent(region, at))
 			continue;
+		if (!told && !r->replay) {
+			uint64_t step = gmem_min_u64(end - at, (uint64_t)r->max_pages * GMEM_PAGE_SIZE);
+
+			err = prefetch(r, region, at, step);
+			if (err < 0)
+				return err;
+			if (err)
+				end = at + step;
+			told = true;
+		}
 		if (r->replay || !gmem_resolve_known_zero(r, region, at) ||
 		    !gmem_state_zero(&region->file->state, at >> GMEM_PAGE_SHIFT))
 			break;

@@ -13,6 +13,7 @@
 #include "base/opts.h"
 #include "base/range.h"
 #include "fault/uffd.h"
+#include "file/anon.h"
 #include "file/protect.h"
 #include "sys/uffd.h"
 
@@ -36,6 +37,8 @@ static int check(const struct gmem_uffd *uffd, const struct gmem_uffd_mapping *m
 	if (!err && ((m->hva & (m->file->page_size - 1)) || m->hva + m->len < m->hva))
 		err = gmem_err(-EINVAL, "%s: hva 0x%llx: not a multiple of the file's pages of %llu, or wraps", who,
 			       (unsigned long long)m->hva, (unsigned long long)m->file->page_size);
+	if (!err)
+		err = gmem_file_check_bytes(m->file, who);
 	if (!err && !m->file->ops->can_userfault(m->file, m->off, m->len))
 		err = gmem_err(-EINVAL, "%s: this file takes no userfaults", who);
 	return err;

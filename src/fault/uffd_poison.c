@@ -78,8 +78,8 @@ static bool is_elsewhere(const struct gmem_uffd_job *job, uint64_t off, uint64_t
 }
 
 /*
- * Plain views would show a zero. What cannot be marked there is as it was: absent, and nobody brings it in. A
- * guest_memfd takes no markers, here neither: what it gets in their place its touchers meet when they wake.
+ * Plain views, and guests, would be shown a zero. What cannot be marked there is as it was: absent, and nobody brings
+ * it in. A guest_memfd takes no markers, here neither: what it gets in their place its touchers meet when they wake.
  */
 static void mark_elsewhere(const struct gmem_uffd_job *job, uint64_t off)
 {
@@ -87,11 +87,14 @@ static void mark_elsewhere(const struct gmem_uffd_job *job, uint64_t off)
 	bool any;
 
 	gmem_rwlock_lock_shared(&file->invalidate_lock);
-	any = file->engine == GMEM_ENGINE_KERNEL || is_elsewhere(job, off, job->off - off);
+	any = file->engine == GMEM_ENGINE_KERNEL || file->bindings.n || is_elsewhere(job, off, job->off - off);
 	gmem_rwlock_unlock_shared(&file->invalidate_lock);
 	if (!any)
 		return;
 	gmem_rwlock_lock(&file->invalidate_lock);
+	/* Where nobody supplies what is absent, a guest on KVM finds it by itself. */
+	gmem_file_invalidate_begin(file, off, job->off - off, GMEM_SIDE_SHARED | GMEM_SIDE_PRIVATE | GMEM_SIDE_BAR);
+	gmem_file_invalidate_end(file, off, job->off - off);
 	(void)gmem_file_mark_lost(file, off, job->off - off);
 	gmem_rwlock_unlock(&file->invalidate_lock);
 	gmem_sys_uffd_wake(job->view->uffd, (uint64_t)(uintptr_t)gmem_view_at(job->view, off), job->off - off);

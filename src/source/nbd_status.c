@@ -14,7 +14,10 @@
 #define SPAN_PAGES (GMEM_NBD_SPAN >> GMEM_PAGE_SHIFT)
 /* Commands a span may take: a server that tells less at a time is not worth asking. */
 #define MOST_COMMANDS 64u
-#define AGAIN_NS UINT64_C(10000000000)
+/* Some servers take long to find out. A toucher waits for it no longer than this, and then nobody asks for a while. */
+#define LONGEST_MS 2000u
+#define FIRST_PAUSE_MS 10000u
+#define LAST_PAUSE_MS 3600000u
 
 struct span {
 	uint64_t zero[SPAN_PAGES / 64];
@@ -23,6 +26,7 @@ struct span {
 struct gmem_nbd_status {
 	uint64_t size;
 	_Atomic uint64_t again_ns; /* an answer failed: none is asked for before then */
+	_Atomic uint32_t pause_ms; /* twice as long each time that it did not come */
 	size_t nspans;
 	struct slot {
 		struct span *_Atomic span; /* the store's release pairs with the load's acquire; never changes then */
@@ -82,7 +86,7 @@ static void on_extent(void *opaque, uint64_t len, bool zero)
 /* Asks for all of a span. */
 static int ask(struct gmem_nbd_pool *pool, struct reading *r)
 {
-	uint64_t until = gmem_nbd_now() + pool->timeout_ms * UINT64_C(1000000);
+	uint64_t until = gmem_nbd_now() + gmem_min_u64(pool->timeout_ms, LONGEST_MS) * 1000000;
 	struct gmem_nbd_conn *conn;
 	bool lost = false;
 	int err = gmem_nbd_borrow(pool, until, &conn);
@@ -103,10 +107,25 @@ static int ask(struct gmem_nbd_pool *pool, struct reading *r)
 	return err;
 }
 
+/* A server that is away, or fails, is as quick as ever when it is back. */
+static void rest(struct gmem_nbd_status *status, int err)
+{
+	uint32_t pause = atomic_load_explicit(&status->pause_ms, memory_order_relaxed), next = 0;
+
+	if (err == -ETIMEDOUT)
+		next = pause ? (uint32_t)gmem_min_u64(pause * UINT64_C(2), LAST_PAUSE_MS) : FIRST_PAUSE_MS;
+	atomic_store_explicit(&status->pause_ms, next, memory_order_relaxed);
+	if (err < 0)
+		atomic_store_explicit(&status->again_ns,
+				      gmem_nbd_now() + gmem_max_u64(next, FIRST_PAUSE_MS / 10) * 1000000,
+				      memory_order_relaxed);
+}
+
 static struct span *load(struct gmem_nbd_status *status, struct gmem_nbd_pool *pool, uint64_t i)
 {
 	struct slot *slot = &status->slots[i];
 	struct reading r = { .from = i * GMEM_NBD_SPAN };
+	int err;
 
 	/* Two that want the same do not wait for each other: the second reads what may be zero. */
 	if (gmem_nbd_now() < atomic_load_explicit(&status->again_ns, memory_order_relaxed) ||
@@ -117,14 +136,14 @@ static struct span *load(struct gmem_nbd_status *status, struct gmem_nbd_pool *p
 		r.at = r.from;
 		r.end = gmem_min_u64(r.from + GMEM_NBD_SPAN, status->size);
 		r.span = calloc(1, sizeof(*r.span));
-		if (r.span && ask(pool, &r) < 0) {
+		err = r.span ? ask(pool, &r) : -ENOMEM;
+		rest(status, err);
+		if (err < 0) {
 			free(r.span);
 			r.span = NULL;
-		}
-		if (r.span)
+		} else {
 			atomic_store_explicit(&slot->span, r.span, memory_order_release);
-		else
-			atomic_store_explicit(&status->again_ns, gmem_nbd_now() + AGAIN_NS, memory_order_relaxed);
+		}
 	}
 	atomic_store_explicit(&slot->asking, false, memory_order_release);
 	return r.span;

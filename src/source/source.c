@@ -110,3 +110,17 @@ bool gmem_source_is_zero(struct gmem_source *source, uint64_t off, uint64_t len,
 {
 	return source->ops.is_zero && source->ops.is_zero(source->opaque, off, len, nowait) == 1;
 }
+
+int gmem_source_prefetch(struct gmem_source *source, uint64_t off, uint64_t len, bool wait)
+{
+	int r;
+
+	if (!source->ops.prefetch)
+		return 0;
+	r = source->ops.prefetch(source->opaque, off, len, wait);
+	if (r > 0)
+		return gmem_err(-EIO,
+				"gmem_source_prefetch: off 0x%llx: the source returned %d, neither 0 nor an error",
+				(unsigned long long)off, r);
+	return r ? r : 1;
+}

@@ -24,6 +24,12 @@ int gmem_source_read_nowait(struct gmem_source *source, uint64_t off, void *buf,
 /* Grows [*start, *start + *len) by what comes along at hardly any cost. */
 void gmem_source_extent(struct gmem_source *source, uint64_t *start, uint64_t *len);
 
+/*
+ * [off, off + len) is about to be read, and nobody waits for it. 1: the source is prepared (`wait`), or has begun; 0:
+ * it has nothing to prepare; negative errno: not now.
+ */
+int gmem_source_prefetch(struct gmem_source *source, uint64_t off, uint64_t len, bool wait);
+
 /* True if [off, off + len) is known to be zero. */
 bool gmem_source_is_zero(struct gmem_source *source, uint64_t off, uint64_t len, bool nowait);
 

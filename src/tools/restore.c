@@ -18,6 +18,9 @@ static const char help[] =
 	"\n"
 	"  --eager            bring everything in before the guest runs; needs no userfaultfd\n"
 	"  --no-fill          bring in only what is touched\n"
+	"  --record FILE      note which pages the guest touches first, in a new FILE\n"
+	"  --replay FILE      bring those in first that were noted in FILE, ahead of the guest\n"
+	"  --learn            with --replay: see which of them are wanted, and cut FILE to what it is worth\n"
 	"  --detach           end when the memory is complete; the machine runs on\n"
 	"  --socket PATH      where to make the keeper's socket, through which another process can carry on\n"
 	"  --reattach SOCKET  carry on for a server that died; a PID does it where the keeper died too\n"
@@ -33,6 +36,7 @@ static void clean_up(struct restore *r)
 		unlink(r->qmp_path);
 	if (r->process >= 0)
 		close(r->process);
+	restore_workset_close(r);
 	gmem_server_free(r->server);
 	gmem_keeper_free(r->keeper);
 	gmem_qmp_close(r->qmp);
@@ -52,6 +56,10 @@ static int take_operands(struct restore *r, int argc, char **argv, int separator
 		return gmem_ui_usage("restore", "no program after --");
 	if (r->reattach && r->eager)
 		return gmem_ui_usage("restore", "--eager and --reattach exclude each other: the guest runs already");
+	if ((r->record_path || r->replay_path) && (r->eager || r->reattach))
+		return gmem_ui_usage("restore", "--record and --replay go with neither --eager nor --reattach");
+	if (r->learn && !r->replay_path)
+		return gmem_ui_usage("restore", "--learn goes with --replay");
 	if (r->reattach)
 		return optind < end || separator ?
 			       gmem_ui_usage("restore", "--reattach takes no FILE and no command line") :
@@ -80,10 +88,17 @@ static int find_separator(int argc, char **argv)
 static int take_options(struct restore *r, int argc, char **argv)
 {
 	static const struct option options[] = {
-		{ "eager", no_argument, NULL, 'e' },	      { "no-fill", no_argument, NULL, 'n' },
-		{ "detach", no_argument, NULL, 'd' },	      { "socket", required_argument, NULL, 's' },
-		{ "reattach", required_argument, NULL, 'r' }, { "take-over", no_argument, NULL, 't' },
-		{ "help", no_argument, NULL, 'h' },	      { NULL, 0, NULL, 0 },
+		{ "eager", no_argument, NULL, 'e' },
+		{ "no-fill", no_argument, NULL, 'n' },
+		{ "detach", no_argument, NULL, 'd' },
+		{ "socket", required_argument, NULL, 's' },
+		{ "reattach", required_argument, NULL, 'r' },
+		{ "take-over", no_argument, NULL, 't' },
+		{ "record", required_argument, NULL, 'R' },
+		{ "replay", required_argument, NULL, 'P' },
+		{ "learn", no_argument, NULL, 'l' },
+		{ "help", no_argument, NULL, 'h' },
+		{ NULL, 0, NULL, 0 },
 	};
 	int separator = find_separator(argc, argv);
 	int c;
@@ -109,6 +124,15 @@ static int take_options(struct restore *r, int argc, char **argv)
 			break;
 		case 't':
 			r->take_over = true;
+			break;
+		case 'R':
+			r->record_path = optarg;
+			break;
+		case 'P':
+			r->replay_path = optarg;
+			break;
+		case 'l':
+			r->learn = true;
 			break;
 		case 'h':
 			fputs(help, stdout);

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * gmem restore, in parts: restore.c (arguments), restore_start.c (memory, QEMU, device state), restore_keeper.c (the
- * keeper, and joining one), restore_serve.c (pages, and what is told of them). One thread; no lock.
+ * keeper, and joining one), restore_serve.c (pages, and what is told of them), restore_workset.c (which come first). One
+ * thread, and one more that replays a working set; no lock.
  */
 #ifndef GMEM_TOOLS_RESTORE_H
 #define GMEM_TOOLS_RESTORE_H
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -22,7 +24,8 @@ struct restore {
 	const char *socket; /* of the keeper; NULL: one is made up */
 	const char *reattach; /* socket of a keeper, or pid of the program */
 	struct gmem_cmdline *override;
-	bool eager, no_fill, detach, take_over;
+	const char *record_path, *replay_path; /* working sets, NULL: none */
+	bool eager, no_fill, detach, take_over, learn;
 
 	/* what is running */
 	char keeper_path[100], qmp_path[108];
@@ -39,6 +42,12 @@ struct restore {
 	bool child, killed; /* ours to wait for; by ourselves */
 	int process; /* a descriptor of it; -1: none */
 	uint64_t begun, ready, resumed; /* ns; 0: not yet */
+	struct gmem_workset *recorded, *replayed;
+	pthread_t replayer;
+	bool replaying; /* the thread has to be joined; what follows is its until then */
+	int64_t replay_result;
+	uint64_t replay_end; /* ns */
+	char replay_error[256];
 };
 
 /* restore_start.c: up to a guest that runs. GMEM_UI_*, as all of these. */
@@ -62,6 +71,13 @@ int restore_start_keeper(struct restore *r);
 int restore_connect(struct restore *r);
 /* Joins a guest that another server has left. */
 int restore_join(struct restore *r);
+
+/* restore_workset.c. The files are opened before anything is started; it begins before the guest runs. */
+int restore_workset_open(struct restore *r);
+int restore_workset_begin(struct restore *r);
+/* Tells, and writes what is to be kept. Before the server ends. `filled_pages`: of a fill that has just ended, or 0. */
+void restore_workset_end(struct restore *r, uint64_t filled_pages);
+void restore_workset_close(struct restore *r);
 
 /* Where this process was told to stop: the signal's number, or 0. */
 int restore_interrupted(void);

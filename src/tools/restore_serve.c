@@ -166,10 +166,12 @@ int restore_serve(struct restore *r)
 		return wait_for_end(r);
 	gmem_ui_note("if this process dies: gmem restore --reattach %s", r->keeper_path);
 	if (r->no_fill && !serve_faults(r)) {
+		restore_workset_end(r, 0);
 		report(r, false);
 		return wait_for_end(r);
 	}
 	n = fill(r);
+	restore_workset_end(r, n > 0 ? (uint64_t)n : 0);
 	if (n == -ESRCH) {
 		gmem_ui_note("the machine ended before all of its memory was needed");
 		report(r, false);

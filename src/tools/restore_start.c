@@ -44,7 +44,7 @@ static int exit_code(const struct restore *r, pid_t pid, int status)
 		return WEXITSTATUS(status);
 	if (!r->killed)
 		gmem_ui_note("QEMU was ended by signal %d (%s)%s", WTERMSIG(status), strsignal(WTERMSIG(status)),
-		     WTERMSIG(status) == SIGBUS ? ": it touched a page that is lost" : "");
+			     WTERMSIG(status) == SIGBUS ? ": it touched a page that is lost" : "");
 	return 128 + WTERMSIG(status);
 }
 
@@ -442,6 +442,8 @@ int restore_start(struct restore *r)
 
 	err = open_image(r);
 	if (!err)
+		err = restore_workset_open(r);
+	if (!err)
 		err = restore_name_sockets(r, r->socket);
 	if (!err)
 		err = make_files(r);
@@ -451,6 +453,8 @@ int restore_start(struct restore *r)
 		err = r->eager ? start_qemu(r, NULL) : start_lazily(r);
 	if (!err)
 		err = restore_check_vm(r);
+	if (!err && r->server)
+		err = restore_workset_begin(r);
 	if (!err)
 		err = restore_load_state(r);
 	if (err && r->vm && r->child) {

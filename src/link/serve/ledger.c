@@ -87,7 +87,7 @@ int gmem_ledger_set(char **text, const char *to)
 int gmem_ledger_add_fd(struct gmem_ledger *l, int fd, uint64_t hva, uint64_t len)
 {
 	struct gmem_ledger_fd *to = &l->fds[l->nfds];
-	char path[32], link[sizeof(to->kind)];
+	char path[32], link[sizeof(to->kind)], name[sizeof(to->name)];
 	struct stat st;
 	ssize_t n;
 
@@ -96,7 +96,8 @@ int gmem_ledger_add_fd(struct gmem_ledger *l, int fd, uint64_t hva, uint64_t len
 	if (fstat(fd, &st))
 		return gmem_err_sys(-errno, "ledger %s: descriptor %u", l->id, (unsigned int)l->nfds);
 	*to = (struct gmem_ledger_fd){ .dev = st.st_dev, .ino = st.st_ino, .hva = hva, .len = len };
-	snprintf(to->name, sizeof(to->name), "%s.%u", l->id, (unsigned int)l->nfds);
+	snprintf(name, sizeof(name), "%s.%u", l->id, (unsigned int)l->nfds);
+	strcpy(to->name, name);
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
 	n = readlink(path, link, sizeof(link) - 1);
 	if (n > (ssize_t)strlen(ANON) && !memcmp(link, ANON, strlen(ANON)))

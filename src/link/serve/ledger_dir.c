@@ -179,9 +179,9 @@ static int read_file(int dir, const char *name, char **ret, size_t *ret_len)
 
 int gmem_ledger_read(struct gmem_ledger_dir *dir, const char *id, struct gmem_ledger **ret)
 {
-	char name[MAX_FILE_NAME], *text;
+	char name[MAX_FILE_NAME], *text = NULL;
 	struct gmem_ledger *ledger;
-	size_t len;
+	size_t len = 0;
 	int err = file_name(name, id, LEDGER);
 
 	if (!err)

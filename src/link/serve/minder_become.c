@@ -126,7 +126,7 @@ int gmem_minder_resume(struct gmem_minder *m)
 	if (!text)
 		return gmem_err_sys(-ENOMEM, "$" STATE);
 	item = strsep(&rest, ":");
-	if (sscanf(item, "%d %u %llu %d %15s", &pid, &m->deaths, &started, &ready, m->oom) != 5)
+	if (sscanf(item, "%d %u %llu %d %15s", &pid, &m->deaths, &started, &ready, m->oom) != 5 || pid < 0 || pid == 1)
 		err = gmem_err(-EINVAL, "$" STATE ": \"%s\"", item);
 	while (!err && (item = strsep(&rest, ":")))
 		err = take_one(m, item);

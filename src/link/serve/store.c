@@ -91,12 +91,12 @@ static int take_all(struct gmem_store *s, int n, char *names)
 	int first = 0;
 
 	for (int i = 0; i < n; i++) {
-		char *name = names ? strsep(&names, ":") : NULL;
+		const char *name = names ? strsep(&names, ":") : NULL;
 		int err;
 
 		/* What has a name that we cannot say again is nothing of ours. */
 		if (!name || strlen(name) > GMEM_STORE_MAX_NAME)
-			name = (char[]){ "unknown" };
+			name = "unknown";
 		err = take_passed(s, FIRST_FD + i, name);
 		first = first ? first : err;
 	}
