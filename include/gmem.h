@@ -1899,6 +1899,114 @@ struct gmem_service_attach_opts {
  */
 int gmem_service_attach(const char *path, const struct gmem_service_attach_opts *opts,
 			const struct gmem_service_view *views, size_t n);
+/* --------------------------------------------------------------------------------------------- service */
+
+/*
+ * A page server for many machines. Clients connect to a UNIX socket, hand over the userfault descriptors of their
+ * memory, and are served from sources: Firecracker, by the protocol of each of its versions, and gmem's own attach
+ * (gmem-serve-protocol(7)). Every machine has a pager of its own, so that none waits for another's source. What is
+ * known of the machines is kept in a directory, and their descriptors with whoever minds this process: a service that
+ * is killed is followed by another that goes on.
+ */
+struct gmem_service;
+
+enum gmem_service_event_kind {
+	GMEM_SERVICE_CONNECTED = 1, /* a machine is known: its handshake is complete */
+	GMEM_SERVICE_RESUMED = 2, /* one that a service before this one knew is served again */
+	GMEM_SERVICE_SERVING = 3, /* its source is open: faults are served from now on */
+	GMEM_SERVICE_COMPLETE = 4, /* nothing of it is missing any more */
+	GMEM_SERVICE_DEGRADED = 5, /* its source fails: touchers wait. Told once a second at most */
+	GMEM_SERVICE_POISONED = 6, /* a page of it is lost */
+	GMEM_SERVICE_GAVE_UP = 7, /* a fault has waited for longer than `patience_ms` */
+	GMEM_SERVICE_LOST = 8, /* it cannot be served, and why; it is tried again */
+	GMEM_SERVICE_ENDED = 9, /* its process has ended */
+	GMEM_SERVICE_REFUSED = 10, /* a client, and why; `vm` may be "" */
+	GMEM_SERVICE_TROUBLE = 11, /* of the service's own: it goes on, with something missing */
+};
+
+struct gmem_service_event {
+	enum gmem_service_event_kind kind;
+	int error; /* negative errno or 0 */
+	const char *text; /* what happened; one line; valid during the call, as the other strings */
+	const char *vm, *name; /* the machine's id, which stays its own over restarts, and what its client calls it */
+	pid_t pid; /* of the client, 0: not known */
+	uid_t uid;
+};
+
+struct gmem_service_opts {
+	size_t size; /* sizeof(struct gmem_service_opts) */
+	/*
+	 * Where machines are written down: a directory of this user's alone, made if there is none, best of a tmpfs.
+	 * NULL: nowhere; then machines are lost with this process.
+	 */
+	const char *state_dir;
+	uint32_t flags; /* GMEM_SERVICE_* */
+	unsigned int resolvers; /* threads a machine that resolve its faults; 0: 2 */
+	enum gmem_pager_policy policy; /* of faults that wait for longer than this many ms; 0: for ever */
+	uint32_t patience_ms;
+	uint32_t handshake_ms; /* how long a client may take to say what it wants; 0: 5000 */
+	uint32_t max_vms, max_vms_per_user; /* 0: 1024, and as many for one user */
+	uint64_t max_memory, max_memory_per_user; /* bytes, of all machines together; 0: no limit */
+	const uid_t *users; /* who may connect besides root and this process's own user; borrowed until create returns */
+	size_t nusers;
+	/* Called from any of the service's threads, one at a time; must not call into the service. May be NULL. */
+	void (*event)(void *opaque, const struct gmem_service_event *event);
+	void *opaque;
+};
+
+#define GMEM_SERVICE_NO_FILL (1u << 0) /* bring in only what is touched */
+#define GMEM_SERVICE_TAKE_OVER (1u << 1) /* kill a service that has the state directory now, and wait for its end */
+
+/*
+ * Makes a service, which does nothing before gmem_service_run(). Reads, and removes from the environment, what whoever
+ * minds this process has passed to it (sd_listen_fds(3), sd_notify(3)): call it before there are threads. -EBUSY:
+ * another service has the state directory. -EINVAL (size, flags, policy), -EPERM (the directory is another user's, or
+ * others may write to it), -ENOMEM, -EMFILE, and errors of opening the directory.
+ */
+int gmem_service_create(const struct gmem_service_opts *opts, struct gmem_service **ret);
+
+/* Not while it runs. The machines' memory is served no more, but what is kept is kept. NULL is allowed. */
+void gmem_service_free(struct gmem_service *service);
+
+/*
+ * Before it runs: a source by name (1 to 127 bytes of printable ASCII without quotes and backslashes), opened as
+ * gmem_source_open() does, once now, to say what is wrong with it, and once a machine. The first one added is the
+ * default: what clients get that cannot say. -EINVAL, -EEXIST, -ENOMEM, and errors of gmem_source_open().
+ */
+int gmem_service_add_source(struct gmem_service *service, const char *name, const char *spec);
+int gmem_service_set_default(struct gmem_service *service, const char *name); /* -ENOENT */
+
+/*
+ * Before it runs: the working set of a source's machines (gmem_workset), kept in a file. Where there is one, it is
+ * brought in first. Where there is none, what one machine touches is recorded for a minute, or until it ends, and saved
+ * there; nothing else of that machine is brought in meanwhile. -ENOENT (no such source), -ENOMEM.
+ */
+int gmem_service_set_workset(struct gmem_service *service, const char *source, const char *path);
+
+/*
+ * Before it runs: a socket (mode 0600) whose clients get this source if they cannot say which; NULL: the default. Where
+ * somebody else listens there for us already (systemd, a minder), that one is used. -ENOENT (no such source),
+ * -EADDRINUSE, -ENAMETOOLONG, and errors of socket(2), bind(2).
+ */
+int gmem_service_listen(struct gmem_service *service, const char *path, const char *source);
+
+/*
+ * Before it runs: a socket (mode 0600) that answers each HTTP request with gmem_service_metrics(). Errors as
+ * gmem_service_listen().
+ */
+int gmem_service_listen_metrics(struct gmem_service *service, const char *path);
+
+/* Takes up what machines there are, then serves until gmem_service_stop(). 0, or why it could not begin. */
+int gmem_service_run(struct gmem_service *service);
+
+/* Ends gmem_service_run(), also one that has yet to begin. Any thread; a signal handler too. */
+void gmem_service_stop(struct gmem_service *service);
+
+/*
+ * What is going on, in Prometheus' text format; the names are in gmem-serve(1). Any thread. The text is the caller's:
+ * free(3). -ENOMEM.
+ */
+int gmem_service_metrics(struct gmem_service *service, char **ret);
 
 #ifdef __cplusplus
 }

@@ -113,6 +113,26 @@ static int open_locked(int state_fd)
 	return err;
 }
 
+/*
+ * A server that was killed while it made the table has brought no page in: its generation, which is said last, is not
+ * there. The table is made again.
+ */
+static int drop_unfinished(int fd, struct stat *st)
+{
+	struct gmem_state_header header = { 0 };
+
+	if (!st->st_size)
+		return 0;
+	if (pread(fd, &header, sizeof(header), 0) < 0)
+		return gmem_err_sys(-errno, "gmem_file_create_anon: states");
+	if (atomic_load(&header.generation) || (header.magic && header.magic != GMEM_STATE_MAGIC))
+		return 0;
+	if (ftruncate(fd, 0))
+		return gmem_err_sys(-errno, "gmem_file_create_anon: states");
+	st->st_size = 0;
+	return 0;
+}
+
 /* A file of states that another server has left, or an empty one. */
 static int take_states(struct gmem_file *file, int state_fd)
 {
@@ -121,8 +141,10 @@ static int take_states(struct gmem_file *file, int state_fd)
 
 	if (fd < 0)
 		return fd;
-	if (fstat(fd, &st))
-		err = gmem_err_sys(-errno, "gmem_file_create_anon: state_fd %d", state_fd);
+	err = fstat(fd, &st) ? gmem_err_sys(-errno, "gmem_file_create_anon: state_fd %d", state_fd) :
+			       drop_unfinished(fd, &st);
+	if (err)
+		;
 	else if (!st.st_size)
 		err = gmem_state_create_in(&file->state, fd, file->len >> GMEM_PAGE_SHIFT);
 	else

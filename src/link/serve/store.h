@@ -113,7 +113,10 @@ struct gmem_store_client {
 	char id[GMEM_STORE_MAX_ID + 1]; /* new and good for a file's name; stored as this and GMEM_STORE_CONNECTION */
 };
 
-/* Listens at a path (mode 0600, a socket nobody listens at is replaced) for clients, and stores the socket. */
+/*
+ * Listens at a path (mode 0600, a socket nobody listens at is replaced) for clients, and stores the socket. 0 also if
+ * one that was passed is bound there.
+ */
 int gmem_store_listen(struct gmem_store *store, const char *path);
 
 /* How many listening sockets for clients there are: passed ones, and those of gmem_store_listen(). */
