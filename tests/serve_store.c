@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* The server's side of the protocol, against a manager that the test is: what is said, byte for byte, and what is given. */
+/*
+ * The server's side of the protocol, against a manager that the test is: what is said, byte for byte, and what is
+ * given.
+ */
 #include "tap.h"
 
 #include <fcntl.h>

@@ -17,8 +17,8 @@ void gmem_fence_init(struct gmem_fence *fence);
 void gmem_fence_drop(struct gmem_fence *fence);
 
 /*
- * Waits up to `timeout_ms`. Taken already: 0. -EBUSY: somebody has it, `*ret_pid` (may be NULL) is who, 0 if that cannot
- * be told.
+ * Waits up to `timeout_ms`. Taken already: 0. -EBUSY: somebody has it, `*ret_pid` (may be NULL) is who, 0 if that
+ * cannot be told.
  */
 int gmem_fence_take(struct gmem_fence *fence, int dir, const char *name, unsigned int timeout_ms, pid_t *ret_pid);
 
