@@ -2,7 +2,8 @@
 /*
  * A systemd that is the first process of namespaces of its own, and can change nothing of this machine: every mount is
  * read-only for it, but for a /run, a /proc and cgroups that are its alone; it knows the units it is given and no
- * others (those of the machine clean /tmp, among other things). What does not hold of this ends the test before systemd runs.
+ * others (those of the machine clean /tmp, among other things). What does not hold of this ends the test before systemd
+ * runs.
  */
 #ifndef GMEM_TESTS_SYSTEMD_UTIL_H
 #define GMEM_TESTS_SYSTEMD_UTIL_H
