@@ -294,6 +294,14 @@ static int begin(struct replay *re, struct gmem_pager *pager, const struct gmem_
 	return err ? gmem_err_sys(err, "gmem_pager_replay") : 0;
 }
 
+static bool all_gone(const struct gmem_parts *parts)
+{
+	for (uint32_t i = 0; i < parts->nregions; i++)
+		if (!atomic_load(&parts->regions[i]->gone))
+			return false;
+	return true;
+}
+
 static int64_t replay(struct replay *re, struct gmem_pager *pager, const struct gmem_replay_opts *opts,
 		      gmem_progress_fn progress, void *opaque)
 {
@@ -312,6 +320,8 @@ static int64_t replay(struct replay *re, struct gmem_pager *pager, const struct 
 	ws->run->done = true;
 	ws->h.runs++;
 	pthread_mutex_unlock(&ws->m);
+	if (!err && all_gone(&re->parts))
+		err = gmem_err(-ESRCH, "gmem_pager_replay: the process whose memory it is has ended");
 	return err ? err : (int64_t)pages;
 }
 
