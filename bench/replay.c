@@ -5,8 +5,8 @@
  * Speed: gmem_pager_replay() of working sets of runs of 2 MiB, of 64 KiB and of single pages, a quarter of the memory
  * each, in random order, beside memcpy() of the same runs from a populated mapping into a fresh one, and pread() into
  * one. Faults: how long a touch takes that needs a page, alone, while gmem_pager_fill() runs, and while a replay does;
- * the toucher computes for 100 us between touches. A restore: the touches of a quarter of the memory, lazily, and with a
- * replay that begins when they do. Everything is touched in another process, and compared there.
+ * the toucher computes for 100 us between touches. A restore: the touches of a quarter of the memory, lazily, and with
+ * a replay that begins when they do. Everything is touched in another process, and compared there.
  */
 #include <pthread.h>
 #include <stdatomic.h>

@@ -107,6 +107,8 @@ TEST_TIMEOUT(other_processes, 60)
 
 TEST(program_that_ended)
 {
+	struct gmem_workset_entry entry = { .size = sizeof(entry), .len = 64 * P };
+	struct gmem_workset *ws;
 	struct src src = SRC(.id = 0);
 	struct told told = { 0 };
 	struct gmem_file *file;
@@ -122,7 +124,11 @@ TEST(program_that_ended)
 	source = source_of(&src);
 	add_program(pager, sock, file, source);
 	kill_and_wait(pid);
+	CHECK_OK(gmem_workset_create(NULL, NULL, &ws));
+	CHECK_OK(gmem_workset_add(ws, &entry));
+	CHECK_ERR(gmem_pager_replay(pager, ws, NULL, NULL, NULL), -ESRCH);
 	CHECK_ERR(gmem_pager_fill(pager, NULL, NULL), -ESRCH);
+	gmem_workset_close(ws);
 	CHECK_EQ(told.n[GMEM_PAGER_GONE], 1);
 	CHECK_EQ(told.n[GMEM_PAGER_COMPLETE], 0);
 	gmem_pager_free(pager);

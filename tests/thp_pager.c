@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Memory that the kernel makes large pages of while a pager fills it: nobody ever sees a page that was not filled. It is
- * filled through the file and continued, page by page; a copy to where it is mapped could show a large page with one
- * part of it filled.
+ * Memory that the kernel makes large pages of while a pager fills it: nobody ever sees a page that was not filled. It
+ * is filled through the file and continued, page by page; a copy to where it is mapped could show a large page with
+ * one part of it filled.
  */
 #include "tap.h"
 

@@ -4,8 +4,8 @@
  *
  * Enters: what is about to be done, and how long it took. Leaves: how much to do at once. It is done in steps, one read
  * of the source each, and what was read goes into the memory in slices: the kernel lets one thread write to a memory
- * file at a time, and a toucher that needs a page waits for that. Before each there is a look whether one does. How long
- * either is depends on how long the last ones took, and on whether there are faults at all. One thread's own.
+ * file at a time, and a toucher that needs a page waits for that. Before each there is a look whether one does. How
+ * long either is depends on how long the last ones took, and on whether there are faults at all. One thread's own.
  */
 #ifndef GMEM_FAULT_PACE_H
 #define GMEM_FAULT_PACE_H
@@ -14,7 +14,7 @@
 
 struct gmem_pace {
 	struct gmem_pager *pager;
-	bool replay; /* what it does spares touchers faults: it waits for those that are pending, not for those after them */
+	bool replay; /* what it does spares faults: it waits for those that are pending, not for those after them */
 	uint32_t pages, most; /* of a step */
 	uint32_t page_ns; /* what a page of a slice took lately */
 	uint64_t faults, fault_ns; /* so many had been read when there were last more, and when that was */

@@ -16,6 +16,7 @@
 #include "fault/pace.h"
 #include "fault/trace.h"
 #include "file/anon.h"
+#include "source/source.h"
 
 #define BATCH_LEN (2u << 20)
 #define MAX_PIECES 1024u
@@ -182,8 +183,21 @@ static void bring_in(struct replay *re, const struct piece *p)
 	}
 }
 
+/* A source that is far away is asked for all of it before the first is waited for. */
+static void ask_ahead(const struct batch *b)
+{
+	for (uint32_t i = 0; i < b->n; i++) {
+		const struct piece *p = &b->pieces[i];
+		uint64_t off = p->region->source_off + (p->off - p->region->off);
+
+		/* What fails here fails when it is read. */
+		(void)gmem_source_prefetch(p->region->source, off, p->len, false);
+	}
+}
+
 static void bring_in_batch(struct replay *re)
 {
+	ask_ahead(&re->batch);
 	for (uint32_t i = 0; i < re->batch.n; i++)
 		bring_in(re, &re->batch.pieces[i]);
 }
@@ -280,6 +294,14 @@ static int begin(struct replay *re, struct gmem_pager *pager, const struct gmem_
 	return err ? gmem_err_sys(err, "gmem_pager_replay") : 0;
 }
 
+static bool all_gone(const struct gmem_parts *parts)
+{
+	for (uint32_t i = 0; i < parts->nregions; i++)
+		if (!atomic_load(&parts->regions[i]->gone))
+			return false;
+	return true;
+}
+
 static int64_t replay(struct replay *re, struct gmem_pager *pager, const struct gmem_replay_opts *opts,
 		      gmem_progress_fn progress, void *opaque)
 {
@@ -298,6 +320,8 @@ static int64_t replay(struct replay *re, struct gmem_pager *pager, const struct 
 	ws->run->done = true;
 	ws->h.runs++;
 	pthread_mutex_unlock(&ws->m);
+	if (!err && all_gone(&re->parts))
+		err = gmem_err(-ESRCH, "gmem_pager_replay: the process whose memory it is has ended");
 	return err ? err : (int64_t)pages;
 }
 

@@ -79,33 +79,6 @@ int gmem_resolve_gone(struct gmem_resolver *r, struct gmem_pager_region *region)
 
 /* ---- how much to bring in */
 
-/*
- * A toucher that goes on where the last window ended gets a window twice as wide; anyone else gets one page. A few
- * touchers are told apart. Races between threads lose a window's width, nothing else.
- */
-static uint32_t window_for(struct gmem_pager_region *region, uint64_t page, unsigned int *slot)
-{
-	for (unsigned int i = 0; i < GMEM_STREAMS; i++) {
-		uint64_t s = atomic_load_explicit(&region->streams[i], memory_order_relaxed);
-
-		if (s && s >> 8 == page) {
-			uint32_t pages = 2u << (s & 0xff);
-
-			*slot = i;
-			return pages < GMEM_DEMAND_MAX_PAGES ? pages : GMEM_DEMAND_MAX_PAGES;
-		}
-	}
-	*slot = atomic_fetch_add_explicit(&region->next_stream, 1, memory_order_relaxed) % GMEM_STREAMS;
-	return 1;
-}
-
-static void window_done(struct gmem_pager_region *region, unsigned int slot, uint64_t next_page, uint32_t window)
-{
-	uint64_t log2 = 31u - (unsigned int)__builtin_clz(window);
-
-	atomic_store_explicit(&region->streams[slot], next_page << 8 | log2, memory_order_relaxed);
-}
-
 bool gmem_resolve_absent(const struct gmem_pager_region *region, uint64_t off)
 {
 	return gmem_word_absent(gmem_state_word(&region->file->state, off >> GMEM_PAGE_SHIFT));
@@ -432,7 +405,7 @@ int gmem_resolve_fault(struct gmem_resolver *r, struct gmem_pager_region *region
 		r->touched = (struct gmem_touched){ from, to, (uint32_t)((to - off) >> GMEM_PAGE_SHIFT) };
 		return resolve_unit(r, region, from);
 	}
-	window = window_for(region, off >> GMEM_PAGE_SHIFT, &slot);
+	window = gmem_around_window(region, off >> GMEM_PAGE_SHIFT, &slot);
 	to = gmem_min_u64(off + (uint64_t)window * GMEM_PAGE_SIZE, region->off + region->len);
 	if (!gmem_resolve_absent(region, off)) {
 		err = map_in_place(r, region, off, window);
@@ -447,7 +420,7 @@ int gmem_resolve_fault(struct gmem_resolver *r, struct gmem_pager_region *region
 		err = bring_in(r, region, off, from, to, zero);
 	}
 	if (!err) {
-		window_done(region, slot, to >> GMEM_PAGE_SHIFT, window);
+		gmem_around_done(region, slot, to >> GMEM_PAGE_SHIFT, window);
 		r->touched = (struct gmem_touched){ from, to, window };
 	}
 	return err == -ENOENT ? -EAGAIN : err;

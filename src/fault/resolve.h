@@ -23,6 +23,16 @@ int gmem_resolve_gone(struct gmem_resolver *r, struct gmem_pager_region *region)
 /* Poisons a page whose bytes the source cannot give, ever. The thread's error text says why. */
 int gmem_resolve_lose(struct gmem_resolver *r, struct gmem_pager_region *region, uint64_t off, int error);
 
+/* ---- around.c */
+
+/*
+ * A toucher that goes on where the last window ended gets a window twice as wide; anyone else gets one page. A few
+ * touchers are told apart; *slot says which this is, for gmem_around_done(). Races between threads lose a window's
+ * width, nothing else.
+ */
+uint32_t gmem_around_window(struct gmem_pager_region *region, uint64_t page, unsigned int *slot);
+void gmem_around_done(struct gmem_pager_region *region, unsigned int slot, uint64_t next_page, uint32_t window);
+
 /* ---- copy_in.c: files of another process's memory (file/anon.h). Invalidate lock held shared, but for a unit. */
 
 /* Brings in what is absent of [from, to), staged or zero, and lets its touchers go on. -ENOENT: look again. */

@@ -18,8 +18,8 @@
 #define FLUSH_NS 100000000u
 
 /*
- * One place of the ring. `turn` is 2 * lap while it is free for that lap, 2 * lap + 1 once it is full: whoever has moved
- * `head` over it owns it in between.
+ * One place of the ring. `turn` is 2 * lap while it is free for that lap, 2 * lap + 1 once it is full: whoever has
+ * moved `head` over it owns it in between.
  */
 struct slot {
 	_Atomic uint64_t turn;
@@ -134,8 +134,9 @@ static int by_time(const void *a, const void *b)
 }
 
 /*
- * Touches come as they were served, and who has served one and wakes its toucher may lose the processor to it before it
- * tells: so they are held for a period, and handed on in the order in which their faults were read. `all`: no more come.
+ * Touches come as they were served, and who has served one and wakes its toucher may lose the processor to it before
+ * it tells: so they are held for a period, and handed on in the order in which their faults were read. `all`: no more
+ * come.
  */
 static void hand_on_held(struct gmem_tracer *t, bool all)
 {

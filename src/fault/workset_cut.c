@@ -4,8 +4,8 @@
  *
  * If entries [0, k) are replayed and the background fill follows, an entry i < k costs its guest a fault where it was
  * wanted before it was in place; an entry i >= k where the fill, which begins when the k entries are in place, gets to
- * it too late. An entry that was never wanted costs no fault, but the time that those after it wait. Without a fill what
- * was brought in for nobody is work for nothing, and costs what it took.
+ * it too late. An entry that was never wanted costs no fault, but the time that those after it wait. Without a fill
+ * what was brought in for nobody is work for nothing, and costs what it took.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -22,7 +22,7 @@ struct cutting {
 	uint64_t fill_bytes_per_s, fault_ns;
 	uint64_t part_base[GMEM_WORKSET_MAX_PARTS]; /* bytes the fill has to do before a part */
 	uint64_t *ready; /* T(k): when the first k entries are in place. n + 1 of them */
-	double *change; /* of the cost in ns, from k - 1 to k; n + 2 of them. A damaged file's numbers may be of any size */
+	double *change; /* of the cost in ns, from k - 1 to k; n + 2 of them */
 };
 
 /* When the fill has an entry in place, counted from its beginning. */

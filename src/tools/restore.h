@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * gmem restore, in parts: restore.c (arguments), restore_start.c (memory, QEMU, device state), restore_keeper.c (the
- * keeper, and joining one), restore_serve.c (pages, and what is told of them), restore_workset.c (which come first). One
- * thread, and one more that replays a working set; no lock.
+ * keeper, and joining one), restore_serve.c (pages, and what is told of them), restore_workset.c (which come first).
+ * One thread, and one more that replays a working set; no lock.
  */
 #ifndef GMEM_TOOLS_RESTORE_H
 #define GMEM_TOOLS_RESTORE_H
