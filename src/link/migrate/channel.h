@@ -106,7 +106,7 @@ struct gmem_migrate_region {
 	const char *name; /* 1 to 255 bytes, none of them a control character; no two alike */
 	uint64_t len; /* bytes, a multiple of page_size */
 	uint32_t page_size; /* 4096, or that of huge pages */
-	int fd; /* source: its memory, read with pread(2); duplicated */
+	int fd; /* source: its memory, read with pread(2); duplicated. Its file position moves (SEEK_DATA) */
 	uint64_t base; /* source: where in `fd` it begins */
 };
 

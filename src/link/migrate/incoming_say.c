@@ -119,7 +119,7 @@ uint64_t gmem_incoming_stored(struct gmem_incoming *incoming, size_t region)
 	return n;
 }
 
-/* What came of the pull before the machine was ready is in the stores; a pull that has not begun begins now. */
+/* From now on the stores are filled, if the source has a pre-copy: gmem_store_pull(). */
 int gmem_incoming_prepared(struct gmem_incoming *incoming)
 {
 	return gmem_phases_say(&incoming->p, GMEM_MIGRATE_PREPARED);

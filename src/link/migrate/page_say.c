@@ -211,6 +211,7 @@ int gmem_page_server_stats(struct gmem_page_server *server, struct gmem_page_ser
 	ret->zero_pages = atomic_load(&server->zero_pages);
 	ret->bytes = atomic_load(&server->bytes);
 	ret->links = atomic_load(&server->links);
+	ret->linked = atomic_load(&server->linked);
 	ret->unacknowledged = gmem_link_unacked(server->p.link, &bytes);
 	return 0;
 }

@@ -98,12 +98,16 @@ static void up(void *opaque)
 
 	/* What the last link asked and did not get is asked again. */
 	gmem_asks_reset(s);
+	atomic_store(&s->linked, true);
 	if (first)
 		gmem_phases_set(&s->p, GMEM_MIGRATE_OPEN);
 }
 
 static void down(void *opaque)
 {
+	struct gmem_page_server *s = opaque;
+
+	atomic_store(&s->linked, false);
 }
 
 static void ended(void *opaque, int error, const char *text)

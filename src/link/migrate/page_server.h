@@ -94,6 +94,7 @@ struct gmem_page_server_stats {
 	uint64_t bytes; /* of pages sent */
 	uint64_t links; /* made so far */
 	uint64_t unacknowledged; /* control messages */
+	bool linked; /* there is a link now */
 };
 int gmem_page_server_stats(struct gmem_page_server *server, struct gmem_page_server_stats *ret);
 

@@ -27,6 +27,7 @@ struct gmem_page_server {
 	struct gmem_asks asks[2]; /* [channel - 1] */
 	_Atomic uint32_t urgent; /* requests on the priority connection */
 	_Atomic bool bulk_waits; /* for `urgent` to be 0 */
+	_Atomic bool linked;
 	uint64_t bulk_since_ms; /* the bulk connection's thread's */
 	_Atomic uint64_t links, urgent_pages, bulk_pages, zero_pages, bytes;
 };
