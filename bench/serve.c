@@ -2,11 +2,11 @@
 /*
  * gmem-bench-serve [-f] [-r ROUNDS] [-m MIB] FOLDER: what does a page server for many machines cost?
  *
- * 1, 2 and 4 processes with private memory, registered as Firecracker does it, touch all of their pages in random order
- * at once. They are served by gmem_service, from a memory file in the page cache, each by its own session, or by the bare
- * loop (poll, read, pread of 4 KiB, UFFDIO_COPY), a thread each. Told is the time from the first touch to the last, a
- * page of all machines. Then the p99 of one machine's faults, without the fill and while it runs. Every page that was
- * touched is compared.
+ * 1, 2 and 4 processes with private memory, registered as Firecracker does it, touch all of their pages in random
+ * order at once. They are served by gmem_service, from a memory file in the page cache, each by its own session, or by
+ * the bare loop (poll, read, pread of 4 KiB, UFFDIO_COPY), a thread each. Told is the time from the first touch to the
+ * last, a page of all machines. Then the p99 of one machine's faults, without the fill and while it runs. Every page
+ * that was touched is compared.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -40,7 +40,7 @@ static struct shared {
 	uint64_t hva[MAX_VMS], faults;
 	uint32_t nlatencies;
 	double latencies[1 << 20]; /* of the first machine's faults */
-} *shared;
+} * shared;
 
 static struct {
 	size_t len;
@@ -66,7 +66,9 @@ static void send_fd(int sock, const char *text, size_t len, int fd)
 {
 	char control[CMSG_SPACE(sizeof(int))] = { 0 };
 	struct iovec iov = { (void *)(uintptr_t)text, len };
-	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control) };
+	struct msghdr msg = {
+		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)
+	};
 	struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
 
 	c->cmsg_level = SOL_SOCKET;
@@ -81,7 +83,9 @@ static int recv_fd(int sock)
 {
 	char control[CMSG_SPACE(sizeof(int))], byte;
 	struct iovec iov = { &byte, 1 };
-	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control) };
+	struct msghdr msg = {
+		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)
+	};
 	int fd;
 
 	if (recvmsg(sock, &msg, MSG_CMSG_CLOEXEC) != 1 || !CMSG_FIRSTHDR(&msg))
@@ -96,7 +100,7 @@ static void say_hello(int uffd, const char *memory)
 	int sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	char text[256];
 
-	snprintf(sa.sun_path, sizeof(sa.sun_path), "%s", all.sock);
+	strncpy(sa.sun_path, all.sock, sizeof(sa.sun_path) - 1);
 	if (connect(sock, (struct sockaddr *)&sa, sizeof(sa)))
 		bench_die("%s", all.sock);
 	snprintf(text, sizeof(text),
@@ -152,7 +156,8 @@ static void machine(int number, int pair)
 	if (!number)
 		shared->nlatencies = n;
 	for (uint32_t i = 0; i < all.ntouch; i++)
-		wrong += memcmp(m + (size_t)order[i] * BENCH_PAGE, all.raw + (size_t)order[i] * BENCH_PAGE, BENCH_PAGE) != 0;
+		wrong += memcmp(m + (size_t)order[i] * BENCH_PAGE, all.raw + (size_t)order[i] * BENCH_PAGE,
+				BENCH_PAGE) != 0;
 	if (wrong)
 		bench_die("%u pages had wrong bytes", wrong);
 	_exit(0);

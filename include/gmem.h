@@ -1947,7 +1947,7 @@ struct gmem_service_opts {
 	uint32_t handshake_ms; /* how long a client may take to say what it wants; 0: 5000 */
 	uint32_t max_vms, max_vms_per_user; /* 0: 1024, and as many for one user */
 	uint64_t max_memory, max_memory_per_user; /* bytes, of all machines together; 0: no limit */
-	const uid_t *users; /* who may connect besides root and this process's own user; borrowed until create returns */
+	const uid_t *users; /* who may connect besides root and this process's user; borrowed until create returns */
 	size_t nusers;
 	/* Called from any of the service's threads, one at a time; must not call into the service. May be NULL. */
 	void (*event)(void *opaque, const struct gmem_service_event *event);

@@ -146,14 +146,12 @@ static void finish(struct stage *st, int ret[CLIENTS], bool done[CLIENTS], struc
 		if (!done[i] && fc_wait(st->c[i], HANG_MS, &ret[i]) != 1)
 			FAIL("machine %d hangs", i);
 		if (ret[i])
-			FAIL("machine %d: %s at 0x%llx", i, strerror(-ret[i]),
-			     (unsigned long long)fc_offset(st->c[i]));
+			FAIL("machine %d: %s at 0x%llx", i, strerror(-ret[i]), (unsigned long long)fc_offset(st->c[i]));
 		fc_begin(st->c[i], FC_READ, 0, LEN, 0);
 		if (fc_wait(st->c[i], HANG_MS, &ret[i]) != 1)
 			FAIL("machine %d hangs", i);
 		if (ret[i])
-			FAIL("machine %d: %s at 0x%llx", i, strerror(-ret[i]),
-			     (unsigned long long)fc_offset(st->c[i]));
+			FAIL("machine %d: %s at 0x%llx", i, strerror(-ret[i]), (unsigned long long)fc_offset(st->c[i]));
 		fc_end(st->c[i]);
 		t->machines++;
 	}
@@ -200,7 +198,8 @@ TEST_TIMEOUT(server_killed_at_random_instants, 3000)
 
 	while (t.kills < kills)
 		round_of_servers(&seed, kills - t.kills < 6 ? kills - t.kills : 6, &t);
-	printf("%u kills of the server, %u with faults in flight; %u machines, every page compared, none wrong, none hung\n",
+	printf("%u kills of the server, %u with faults in flight; %u machines, every page compared, none wrong, "
+	       "none hung\n",
 	       t.kills, t.in_flight, t.machines);
 	CHECK(t.in_flight * 2 >= t.kills);
 }

@@ -14,11 +14,11 @@ static char *label(const char *value)
 	return t.s;
 }
 
-#define CHECK_LABEL(value, want)                                                                                       \
-	do {                                                                                                           \
-		char *got = label(value);                                                                              \
-		CHECK_STR(got, want);                                                                                  \
-		free(got);                                                                                             \
+#define CHECK_LABEL(value, want)          \
+	do {                              \
+		char *got = label(value); \
+		CHECK_STR(got, want);     \
+		free(got);                \
 	} while (0)
 
 TEST(labels_are_escaped)
@@ -27,7 +27,8 @@ TEST(labels_are_escaped)
 	CHECK_LABEL("a\"b\\c\nd", "a\\\"b\\\\c\\nd");
 	CHECK_LABEL("\"} 1\nevil 2", "\\\"} 1\\nevil 2");
 	CHECK_LABEL("tab\there\x7f\x01", "tab?here??");
-	CHECK_LABEL("gr\xc3\xbc\xc3\x9f \xe2\x82\xac \xf0\x9f\x90\xa7", "gr\xc3\xbc\xc3\x9f \xe2\x82\xac \xf0\x9f\x90\xa7");
+	CHECK_LABEL("gr\xc3\xbc\xc3\x9f \xe2\x82\xac \xf0\x9f\x90\xa7",
+		    "gr\xc3\xbc\xc3\x9f \xe2\x82\xac \xf0\x9f\x90\xa7");
 	/* Cut short, overlong, a surrogate, past the end of Unicode, a byte that begins nothing. */
 	CHECK_LABEL("x\xc3", "x?");
 	CHECK_LABEL("\xc0\xaf", "??");
@@ -92,15 +93,36 @@ static bool well_formed(const char *line)
 static struct gmem_serve_vm example(const char *id, const char *name)
 {
 	struct gmem_serve_vm vm = {
-		.id = id, .name = name, .source = "db \"one\"", .protocol = "firecracker-1.12", .pid = 4711, .uid = 1000,
-		.state = GMEM_SERVE_FILLING, .total_bytes = 1 << 30, .present_bytes = 4096 * 300, .lost_bytes = 8192,
+		.id = id,
+		.name = name,
+		.source = "db \"one\"",
+		.protocol = "firecracker-1.12",
+		.pid = 4711,
+		.uid = 1000,
+		.state = GMEM_SERVE_FILLING,
+		.total_bytes = 1 << 30,
+		.present_bytes = 4096 * 300,
+		.lost_bytes = 8192,
 		.since_s = 1790000000,
 	};
 
 	vm.stats = (struct gmem_pager_stats){
-		.missing = 77, .minor = 3, .removes = 5, .demand_pages = 90, .fill_pages = 90, .replay_pages = 120, .zero_pages = 11,
-		.read_bytes = 1228800, .retries = 4, .errors = 2, .poisoned = 2, .gave_up = 1, .pending = 6,
-		.latency_sum_ns = 3000000123u, .latency_max_ns = 2900000000u, .latency_count = 79,
+		.missing = 77,
+		.minor = 3,
+		.removes = 5,
+		.demand_pages = 90,
+		.fill_pages = 90,
+		.replay_pages = 120,
+		.zero_pages = 11,
+		.read_bytes = 1228800,
+		.retries = 4,
+		.errors = 2,
+		.poisoned = 2,
+		.gave_up = 1,
+		.pending = 6,
+		.latency_sum_ns = 3000000123u,
+		.latency_max_ns = 2900000000u,
+		.latency_count = 79,
 	};
 	vm.stats.latency[0] = 10;
 	vm.stats.latency[3] = 60;
@@ -112,8 +134,17 @@ TEST(every_line_is_of_the_format)
 {
 	struct gmem_serve_vm vms[] = { example("1", "web\n1"), example("2", "") };
 	struct gmem_serve_view view = {
-		.version = "0.1.0", .generation = 3, .keeper = true, .start_s = 1790000001, .accepted = 12, .waiting = 1,
-		.refused = { 1, 2, 3, 4, 5, 6 }, .served = 2, .ended = 1, .vms = vms, .nvms = 2,
+		.version = "0.1.0",
+		.generation = 3,
+		.keeper = true,
+		.start_s = 1790000001,
+		.accepted = 12,
+		.waiting = 1,
+		.refused = { 1, 2, 3, 4, 5, 6 },
+		.served = 2,
+		.ended = 1,
+		.vms = vms,
+		.nvms = 2,
 	};
 	struct gmem_text t = { 0 };
 	char type[128] = "";

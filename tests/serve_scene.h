@@ -252,10 +252,10 @@ static inline bool serve_metrics_has(const struct serve *s, const char *what, do
 	return has;
 }
 
-#define WAIT_FOR(cond)                                                                                                 \
-	do {                                                                                                           \
-		while (!(cond))                                                                                        \
-			nanosleep(&(struct timespec){ .tv_nsec = 2000000 }, NULL);                                     \
+#define WAIT_FOR(cond)                                                             \
+	do {                                                                       \
+		while (!(cond))                                                    \
+			nanosleep(&(struct timespec){ .tv_nsec = 2000000 }, NULL); \
 	} while (0)
 
 #endif

@@ -184,6 +184,13 @@ static bool may_look(void)
 	return sched_getaffinity(0, sizeof(cpus), &cpus) || CPU_COUNT(&cpus) > 1;
 }
 
+static bool is_crowded(const struct gmem_pager *pager)
+{
+	const _Atomic bool *crowded = atomic_load_explicit(&pager->crowded, memory_order_relaxed);
+
+	return crowded && atomic_load_explicit(crowded, memory_order_relaxed);
+}
+
 /*
  * Waits for descriptors with messages. Looks first, for a time that halves whenever that was in vain and doubles when
  * a message came soon after the reader had gone to sleep: a reader without work soon costs nothing.
@@ -196,7 +203,7 @@ static int wait_for_messages(struct gmem_pager *pager, struct epoll_event *event
 	/* The answer may change, seldom; asking costs as much as a wait. */
 	if (look->waits++ % 4096 == 0)
 		look->may = may_look();
-	if (!look->may)
+	if (!look->may || is_crowded(pager))
 		return epoll_wait(pager->epoll, events, max, -1);
 	begun = gmem_now_ns();
 	while (look->ns && !n && gmem_now_ns() - begun < look->ns)

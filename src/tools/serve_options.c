@@ -55,9 +55,9 @@ static int cut(char *arg, const char *option, struct serve_pair *pairs, size_t *
 
 static int take_number(const char *text, const char *option, uint64_t max, uint64_t *ret)
 {
-	return gmem_options_number(text, false, max, ret) ? 0 :
-							    gmem_ui_usage("serve", "--%s %s: not a number, or too large",
-									  option, text);
+	return gmem_options_number(text, false, max, ret) ?
+		       0 :
+		       gmem_ui_usage("serve", "--%s %s: not a number, or too large", option, text);
 }
 
 static int take_size(const char *text, const char *option, uint64_t *ret)

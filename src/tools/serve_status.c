@@ -180,8 +180,8 @@ static void take_line(struct status *s, const char *line)
 
 static void print(const struct status *s)
 {
-	static const char *const titles[] = { "vm",   "name", "pid",  "source", "state",  "memory",
-					      "there", "lost", "faults", "mean", "waiting", "errors" };
+	static const char *const titles[] = { "vm",    "name", "pid",	 "source", "state",   "memory",
+					      "there", "lost", "faults", "mean",   "waiting", "errors" };
 	struct gmem_ui_table t;
 	char a[GMEM_UI_TEXT];
 

@@ -31,8 +31,7 @@ static void session_event(void *opaque, const struct gmem_session *session, enum
 	struct gmem_service_vm *vm = opaque;
 
 	if (kind == GMEM_SERVICE_REFUSED)
-		gmem_service_count_refusal(vm->service, error == -ERANGE ? GMEM_REFUSED_SOURCE :
-									   GMEM_REFUSED_PROTOCOL);
+		gmem_service_count_refusal(vm->service, error == -ERANGE ? GMEM_REFUSED_SOURCE : GMEM_REFUSED_PROTOCOL);
 	gmem_service_tell(vm->service, &(struct gmem_service_event){
 					       .kind = kind,
 					       .error = error,
@@ -66,6 +65,14 @@ static int session_opened(void *opaque, const struct gmem_session *session, cons
 
 /* ---- the list */
 
+/* A guest and the reader that serves it, at work at once, have two processors. */
+static void count_processors(struct gmem_service *sv)
+{
+	long n = sysconf(_SC_NPROCESSORS_ONLN);
+
+	atomic_store(&sv->crowded, 2 * (long)sv->nvms > n);
+}
+
 struct gmem_service_vm *gmem_service_new_vm(struct gmem_service *sv, const char *id)
 {
 	struct gmem_service_vm *vm = calloc(1, sizeof(*vm));
@@ -89,6 +96,7 @@ struct gmem_service_vm *gmem_service_new_vm(struct gmem_service *sv, const char 
 		sv->room = room;
 	}
 	sv->vms[sv->nvms++] = vm;
+	count_processors(sv);
 	pthread_mutex_unlock(&sv->m);
 	return vm;
 }
@@ -101,6 +109,7 @@ static void unlist(struct gmem_service_vm *vm)
 	for (size_t i = 0; i < sv->nvms; i++)
 		if (sv->vms[i] == vm)
 			sv->vms[i--] = sv->vms[--sv->nvms];
+	count_processors(sv);
 	pthread_mutex_unlock(&sv->m);
 }
 
@@ -327,6 +336,7 @@ int gmem_service_begin(struct gmem_service_vm *vm, struct gmem_hello_message *me
 		.event = session_event,
 		.opened = session_opened,
 		.opaque = vm,
+		.crowded = &sv->crowded,
 		.wake_fd = sv->wake_event,
 	};
 	struct gmem_session *session;

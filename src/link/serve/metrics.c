@@ -64,7 +64,8 @@ static void one(struct gmem_text *t, const char *name, const char *type, const c
 	gmem_text_add(t, "%s %llu\n", name, (unsigned long long)value);
 }
 
-static void of_vm(struct gmem_text *t, const char *name, const struct gmem_serve_vm *vm, const char *more, uint64_t value)
+static void of_vm(struct gmem_text *t, const char *name, const struct gmem_serve_vm *vm, const char *more,
+		  uint64_t value)
 {
 	gmem_text_add(t, "%s{vm=\"%s\"%s} %llu\n", name, vm->id, more, (unsigned long long)value);
 }
@@ -87,13 +88,15 @@ static void server_metrics(struct gmem_text *t, const struct gmem_serve_view *vi
 	one(t, "gmem_serve_start_time_seconds", "gauge", "When this server started, in seconds since 1970.",
 	    view->start_s);
 	one(t, "gmem_serve_connections_total", "counter", "Connections accepted.", view->accepted);
-	one(t, "gmem_serve_connections_waiting", "gauge", "Connections whose handshake is not complete.", view->waiting);
+	one(t, "gmem_serve_connections_waiting", "gauge", "Connections whose handshake is not complete.",
+	    view->waiting);
 	head(t, "gmem_serve_refused_total", "counter", "Clients refused, by reason.");
 	for (int i = 0; i < GMEM_REFUSED_NREASONS; i++)
 		gmem_text_add(t, "gmem_serve_refused_total{reason=\"%s\"} %llu\n", refusals[i],
 			      (unsigned long long)view->refused[i]);
 	one(t, "gmem_serve_vms", "gauge", "Machines served at present.", view->nvms);
-	one(t, "gmem_serve_vms_total", "counter", "Machines this server has served, resumed ones included.", view->served);
+	one(t, "gmem_serve_vms_total", "counter", "Machines this server has served, resumed ones included.",
+	    view->served);
 	one(t, "gmem_serve_vms_ended_total", "counter", "Of those, machines whose process has ended.", view->ended);
 }
 
@@ -120,8 +123,8 @@ static void state(struct gmem_text *t, const struct gmem_serve_view *view)
 	head(t, "gmem_serve_vm_state", "gauge", "1 for the state a machine is in, 0 for the others.");
 	for (size_t i = 0; i < view->nvms; i++)
 		for (int s = 0; s < GMEM_SERVE_NSTATES; s++)
-			gmem_text_add(t, "gmem_serve_vm_state{vm=\"%s\",state=\"%s\"} %d\n",
-				      view->vms[i].id, states[s], (int)view->vms[i].state == s);
+			gmem_text_add(t, "gmem_serve_vm_state{vm=\"%s\",state=\"%s\"} %d\n", view->vms[i].id, states[s],
+				      (int)view->vms[i].state == s);
 }
 
 static void memory(struct gmem_text *t, const struct gmem_serve_view *view)
@@ -213,8 +216,7 @@ static void latency(struct gmem_text *t, const struct gmem_serve_view *view)
 	}
 	head(t, "gmem_serve_fault_latency_max_seconds", "gauge", "The longest of them.");
 	for (size_t i = 0; i < view->nvms; i++)
-		gmem_text_add(t, "gmem_serve_fault_latency_max_seconds{vm=\"%s\"} %llu.%09llu\n",
-			      view->vms[i].id,
+		gmem_text_add(t, "gmem_serve_fault_latency_max_seconds{vm=\"%s\"} %llu.%09llu\n", view->vms[i].id,
 			      (unsigned long long)(view->vms[i].stats.latency_max_ns / 1000000000u),
 			      (unsigned long long)(view->vms[i].stats.latency_max_ns % 1000000000u));
 }

@@ -203,8 +203,8 @@ int gmem_service_add_source(struct gmem_service *sv, const char *name, const cha
 	int err;
 
 	if (!good_name(name))
-		return gmem_err(-EINVAL, "gmem_service_add_source: '%s': a name is 1 to %u printable characters",
-				name, GMEM_HELLO_MAX_NAME);
+		return gmem_err(-EINVAL, "gmem_service_add_source: '%s': a name is 1 to %u printable characters", name,
+				GMEM_HELLO_MAX_NAME);
 	if (strchr(spec, '\n'))
 		return gmem_err(-EINVAL, "gmem_service_add_source: %s: a line break in a source", name);
 	if (find_source(sv, name) >= 0)

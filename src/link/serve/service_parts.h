@@ -85,6 +85,7 @@ struct gmem_service {
 	int epoll, stop_event, wake_event;
 	struct gmem_watch stop_watch, wake_watch, accept_watch, metrics_watch;
 	_Atomic bool stopping;
+	_Atomic bool crowded; /* a reader that looks for messages would keep some guest from running */
 
 	struct gmem_service_source *sources[GMEM_SERVICE_MAX_SOURCES];
 	int nsources, default_source;

@@ -41,11 +41,10 @@ void gmem_service_trouble(struct gmem_service *sv, int error, const char *what)
 	struct gmem_text t = { 0 };
 
 	gmem_text_add(&t, "%s: %s", what, gmem_last_error());
-	gmem_service_tell(sv, &(struct gmem_service_event){ .kind = GMEM_SERVICE_TROUBLE,
-							    .error = error,
-							    .text = t.s ? t.s : what,
-							    .vm = "",
-							    .name = "" });
+	gmem_service_tell(
+		sv,
+		&(struct gmem_service_event){
+			.kind = GMEM_SERVICE_TROUBLE, .error = error, .text = t.s ? t.s : what, .vm = "", .name = "" });
 	gmem_text_free(&t);
 }
 

@@ -44,6 +44,7 @@ struct gmem_session_how {
 	 */
 	int (*opened)(void *opaque, const struct gmem_session *session, const char *identity);
 	void *opaque;
+	const _Atomic bool *crowded; /* there are more machines than processors; borrowed for the session's life */
 	int wake_fd; /* an eventfd that is written to when gmem_session_over() changes; borrowed */
 };
 

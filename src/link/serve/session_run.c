@@ -183,6 +183,7 @@ static int set_up(struct gmem_session *s)
 	err = gmem_pager_create(&opts, &pager);
 	if (err)
 		goto out_source;
+	atomic_store(&pager->crowded, s->how.crowded);
 	pthread_mutex_lock(&s->m);
 	s->file = file;
 	s->pager = pager;
@@ -291,8 +292,9 @@ static int insist(struct gmem_session *s, int (*step)(struct gmem_session *), bo
 		if (err == -ESTALE || meanwhile == GMEM_SERVE_LOST)
 			atomic_store(&s->phase, GMEM_SERVE_LOST);
 		if (!told || gmem_now_ns() - told > 10000000000u) {
-			gmem_session_tell(s, atomic_load(&s->phase) == GMEM_SERVE_LOST ? GMEM_SERVICE_LOST :
-											GMEM_SERVICE_DEGRADED,
+			gmem_session_tell(s,
+					  atomic_load(&s->phase) == GMEM_SERVE_LOST ? GMEM_SERVICE_LOST :
+										      GMEM_SERVICE_DEGRADED,
 					  err, gmem_last_error());
 			told = gmem_now_ns();
 		}
