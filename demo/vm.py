@@ -202,6 +202,7 @@ class Console:
         self.lines = []         # (monotonic time, text)
         self.starts = []        # index into lines at which each connection begins
         self.conn = None
+        self.live, self.waiting = [], []  # connections that talk, and those that have not begun to
         self.changed = threading.Condition()
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(self.path)
@@ -212,32 +213,55 @@ class Console:
         lab.consoles.append(self)
 
     def serve(self):
+        """Accepts. A machine that waits for another one's guest connects while that one still talks: it counts from its first word on, or
+        when the other has ended."""
+        threads = []
         while not self.closing:
             if not select.select([self.listener], [], [], 0.1)[0]:
                 continue
             conn, _ = self.listener.accept()
             with self.changed:
-                self.conn = conn
-                self.starts.append(len(self.lines))
-            pending = b''
-            with open(self.lab.path(self.name + '.log'), 'ab', buffering=0) as log:
-                log.write(b'(connected)\n')
-                while not self.closing:
-                    if not select.select([conn], [], [], 0.1)[0]:
-                        continue
-                    try:
-                        data = conn.recv(65536)
-                    except OSError:
-                        data = b''
-                    if not data:
-                        break
-                    log.write(data)
-                    now = time.monotonic()
-                    *whole, pending = (pending + data).split(b'\n')
-                    with self.changed:
-                        self.lines += [(now, line.decode(errors='replace').strip('\r')) for line in whole]
-                        self.changed.notify_all()
-            conn.close()
+                self.waiting.append(conn)
+                if not self.live:
+                    self.begin(conn)
+            threads.append(threading.Thread(target=self.read, args=(conn,), daemon=True))
+            threads[-1].start()
+        for thread in threads:
+            thread.join(2)
+
+    def begin(self, conn):
+        if conn in self.waiting:
+            self.waiting.remove(conn)
+            self.live.append(conn)
+            self.conn = conn
+            self.starts.append(len(self.lines))
+
+    def read(self, conn):
+        pending = b''
+        with open(self.lab.path(self.name + '.log'), 'ab', buffering=0) as log:
+            log.write(b'(connected)\n')
+            while not self.closing:
+                if not select.select([conn], [], [], 0.1)[0]:
+                    continue
+                try:
+                    data = conn.recv(65536)
+                except OSError:
+                    data = b''
+                if not data:
+                    break
+                log.write(data)
+                now = time.monotonic()
+                *whole, pending = (pending + data).split(b'\n')
+                with self.changed:
+                    self.begin(conn)
+                    self.lines += [(now, line.decode(errors='replace').strip('\r')) for line in whole]
+                    self.changed.notify_all()
+        with self.changed:
+            # One that waited and ended without a word was nobody's guest.
+            (self.waiting if conn in self.waiting else self.live).remove(conn)
+            if not self.live and self.waiting:
+                self.begin(self.waiting[0])
+        conn.close()
 
     def close(self):
         self.closing = True

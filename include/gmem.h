@@ -1815,6 +1815,11 @@ struct gmem_server_opts {
 	bool take_over; /* kill the server that holds the keeper now, and wait for its end */
 	void (*event)(void *opaque, const struct gmem_pager_event *event); /* as gmem_pager_opts */
 	void *opaque;
+	/*
+	 * Where the pages of an image's region come from: a reference for the server. NULL: from the image. Called during
+	 * gmem_server_connect() and by the server's thread.
+	 */
+	int (*source)(void *opaque, struct gmem_image *image, size_t region, struct gmem_source **ret);
 };
 
 /* A page server behind a keeper: its pager with all regions the keeper holds, and those it gets later. */

@@ -342,7 +342,7 @@ static inline struct gmem_qmp *vm_restore(struct vm *vm, const char *path, struc
 	CHECK_OK(gmem_qmp_connect(vm_path(vm, "private"), &qmp));
 	CHECK_OK(gmem_saved_check(qmp, saved));
 	CHECK_OK(gmem_image_section(image, GMEM_SECTION_STATE, &data, &len));
-	CHECK_OK(gmem_device_state_load(qmp, data, len));
+	CHECK_OK(gmem_device_state_load(qmp, data, len, true));
 	free(data);
 	gmem_image_close(image);
 	if (ret_saved)

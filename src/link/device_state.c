@@ -38,7 +38,8 @@ int gmem_device_state_stop(struct gmem_qmp *qmp, struct gmem_device_state *state
 	json_t *info;
 	int r;
 
-	*state = (struct gmem_device_state){ .bandwidth = -1 };
+	if (!state->caps)
+		*state = (struct gmem_device_state){ .bandwidth = -1 };
 	r = gmem_qmp_exec(qmp, "query-status", NULL, &info);
 	if (r)
 		return r;
@@ -101,7 +102,7 @@ static int set_caps(struct gmem_qmp *qmp, json_t *list)
 	return gmem_qmp_execf(qmp, NULL, "migrate-set-capabilities", "{s:O}", "capabilities", list);
 }
 
-static int prepare_caps(struct gmem_qmp *qmp, json_t **ret_back)
+int gmem_device_state_caps(struct gmem_qmp *qmp, bool shared, json_t **ret_back)
 {
 	json_t *now, *item, *set, *back;
 	bool known = false;
@@ -113,14 +114,15 @@ static int prepare_caps(struct gmem_qmp *qmp, json_t **ret_back)
 		return r;
 	set = json_array();
 	back = json_array();
-	json_array_foreach(now, i, item) {
+	json_array_foreach(now, i, item)
+	{
 		const char *name = json_string_value(json_object_get(item, "capability"));
 		bool on = json_is_true(json_object_get(item, "state"));
 
 		if (!name)
 			continue;
 		known |= wanted(name);
-		if (wanted(name) ? on : !(on && unwanted(name)))
+		if (wanted(name) ? on == shared : !(on && unwanted(name)))
 			continue;
 		json_array_append_new(set, json_pack("{s:s, s:b}", "capability", name, "state", !on));
 		json_array_append_new(back, json_pack("{s:s, s:b}", "capability", name, "state", on));
@@ -141,7 +143,7 @@ static int prepare_caps(struct gmem_qmp *qmp, json_t **ret_back)
 }
 
 /* QEMU's default is 128 MiB/s, which is for networks. */
-static void lift_bandwidth(struct gmem_qmp *qmp, struct gmem_device_state *state)
+void gmem_device_state_lift_bandwidth(struct gmem_qmp *qmp, struct gmem_device_state *state)
 {
 	json_t *params, *bw;
 
@@ -152,6 +154,17 @@ static void lift_bandwidth(struct gmem_qmp *qmp, struct gmem_device_state *state
 	    !gmem_qmp_execf(qmp, NULL, "migrate-set-parameters", "{s:I}", "max-bandwidth", (json_int_t)1 << 40))
 		state->bandwidth = json_integer_value(bw);
 	json_decref(params);
+}
+
+int gmem_device_state_prepare(struct gmem_qmp *qmp, struct gmem_device_state *state)
+{
+	int r;
+
+	*state = (struct gmem_device_state){ .bandwidth = -1 };
+	r = gmem_device_state_caps(qmp, true, &state->caps);
+	if (!r)
+		gmem_device_state_lift_bandwidth(qmp, state);
+	return r;
 }
 
 static int migrate_status(struct gmem_qmp *qmp, bool *ret_done)
@@ -173,7 +186,7 @@ static int migrate_status(struct gmem_qmp *qmp, bool *ret_done)
 	return r;
 }
 
-static int wait_completed(struct gmem_qmp *qmp)
+int gmem_device_state_wait(struct gmem_qmp *qmp)
 {
 	uint64_t deadline = now_ns() + STALL_MS * 1000000ull;
 	long step = 100;
@@ -261,7 +274,7 @@ static int read_stream(struct gmem_qmp *qmp, int fd, char **ret, size_t *ret_len
 }
 
 /* The machine may go on only when QEMU has let go of the stream. The error text of what went wrong is kept. */
-static void cancel(struct gmem_qmp *qmp, int err)
+void gmem_device_state_cancel(struct gmem_qmp *qmp, int err)
 {
 	uint64_t deadline = now_ns() + 5000000000ull;
 	char *text = strdup(gmem_last_error());
@@ -280,10 +293,10 @@ int gmem_device_state_take(struct gmem_qmp *qmp, struct gmem_device_state *state
 	size_t len = 0;
 	int p[2], r;
 
-	r = prepare_caps(qmp, &state->caps);
+	/* Done before the machine was stopped, by those whom that time costs. */
+	r = state->caps ? 0 : gmem_device_state_prepare(qmp, state);
 	if (r)
 		return r;
-	lift_bandwidth(qmp, state);
 	if (pipe2(p, O_CLOEXEC))
 		return gmem_err_sys(-errno, "device state: pipe");
 	(void)fcntl(p[0], F_SETPIPE_SZ, 1 << 20);
@@ -294,11 +307,11 @@ int gmem_device_state_take(struct gmem_qmp *qmp, struct gmem_device_state *state
 	if (!r) {
 		r = read_stream(qmp, p[0], &buf, &len);
 		if (!r)
-			r = wait_completed(qmp);
+			r = gmem_device_state_wait(qmp);
 	}
 	close(p[0]);
 	if (r)
-		cancel(qmp, r);
+		gmem_device_state_cancel(qmp, r);
 	if (!r && len < 8)
 		r = gmem_err(-EPROTO, "%s: QEMU sent an empty device state", gmem_qmp_name(qmp));
 	if (r) {
@@ -376,12 +389,12 @@ static int write_stream(struct gmem_qmp *qmp, int fd, const char *data, size_t l
 	return 0;
 }
 
-int gmem_device_state_load(struct gmem_qmp *qmp, const void *data, size_t len)
+int gmem_device_state_load(struct gmem_qmp *qmp, const void *data, size_t len, bool shared)
 {
 	json_t *caps, *back = NULL;
 	int sv[2], size = 1 << 20, r;
 
-	r = prepare_caps(qmp, &back);
+	r = gmem_device_state_caps(qmp, shared, &back);
 	json_decref(back);
 	if (r)
 		return r;
@@ -395,9 +408,9 @@ int gmem_device_state_load(struct gmem_qmp *qmp, const void *data, size_t len)
 	if (!r)
 		r = write_stream(qmp, sv[0], data, len);
 	if (!r)
-		r = wait_completed(qmp);
+		r = gmem_device_state_wait(qmp);
 	close(sv[0]);
-	if (r)
+	if (r || !shared)
 		return r;
 	caps = json_pack("[{s:s, s:b}]", "capability", "x-ignore-shared", "state", 0);
 	r = set_caps(qmp, caps);

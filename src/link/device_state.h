@@ -32,6 +32,12 @@ struct gmem_device_state {
 	uint64_t stop_ns; /* CLOCK_MONOTONIC when it was stopped */
 };
 
+/*
+ * Optional, on a machine that runs: what gmem_device_state_take() would ask and set first. Undone by
+ * gmem_device_state_resume().
+ */
+int gmem_device_state_prepare(struct gmem_qmp *qmp, struct gmem_device_state *state);
+
 /* -EBUSY for a machine that cannot be saved as it is now (waiting for a stream, crashed, saved before and not
  * continued). */
 int gmem_device_state_stop(struct gmem_qmp *qmp, struct gmem_device_state *state);
@@ -45,10 +51,21 @@ int gmem_device_state_resume(struct gmem_qmp *qmp, struct gmem_device_state *sta
 void gmem_device_state_clear(struct gmem_device_state *state);
 
 /*
- * Gives a stream to a QEMU that was started with `-incoming defer` and waits until it is loaded; the machine is then
- * paused. -EREMOTEIO: QEMU's own words; -ECONNRESET: it ended (its stderr says why).
+ * In parts, for those who read the stream themselves. `shared`: without RAM (x-ignore-shared). *ret_back: what to set
+ * state->caps to.
  */
-int gmem_device_state_load(struct gmem_qmp *qmp, const void *data, size_t len);
+int gmem_device_state_caps(struct gmem_qmp *qmp, bool shared, json_t **ret_back);
+void gmem_device_state_lift_bandwidth(struct gmem_qmp *qmp, struct gmem_device_state *state);
+int gmem_device_state_wait(struct gmem_qmp *qmp);
+/* Waits until QEMU has let go of the stream; the error text of `err`, which went wrong, is kept. */
+void gmem_device_state_cancel(struct gmem_qmp *qmp, int err);
+
+/*
+ * Gives a stream to a QEMU that was started with `-incoming defer` and waits until it is loaded; the machine is then
+ * paused. `shared`: it was taken with x-ignore-shared. -EREMOTEIO: QEMU's own words; -ECONNRESET: it ended (its stderr
+ * says why).
+ */
+int gmem_device_state_load(struct gmem_qmp *qmp, const void *data, size_t len, bool shared);
 
 /* `cont`. */
 int gmem_device_state_cont(struct gmem_qmp *qmp);

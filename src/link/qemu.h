@@ -12,6 +12,7 @@
 #include "link/complete.h"
 #include "link/devices.h"
 #include "link/disks.h"
+#include "link/machine.h"
 #include "link/optstr.h"
 #include "link/process.h"
 #include "link/qmp.h"

@@ -29,6 +29,8 @@ struct gmem_server {
 	int sock;
 	struct gmem_pager *pager;
 	struct gmem_image *image;
+	int (*source)(void *opaque, struct gmem_image *image, size_t region, struct gmem_source **ret);
+	void *opaque;
 	struct gmem_file *files[GMEM_KEEPER_MAX_FILES];
 	struct gmem_source *sources[GMEM_KEEPER_MAX_FILES];
 	int uffds[GMEM_KEEPER_MAX_UFFDS];
@@ -58,7 +60,8 @@ static int take_file(struct gmem_server *s, const struct gmem_wire *w, const int
 	if (err)
 		return err;
 	gmem_file_set_generation(s->files[i], s->status.generation);
-	err = gmem_source_new_image(s->image, w->index, &s->sources[i]);
+	err = s->source ? s->source(s->opaque, s->image, w->index, &s->sources[i]) :
+			  gmem_source_new_image(s->image, w->index, &s->sources[i]);
 	if (err) {
 		gmem_file_free(s->files[i]);
 		s->files[i] = NULL;
@@ -224,6 +227,8 @@ int gmem_server_connect(const char *path, const struct gmem_server_opts *opts, s
 	if (opts) {
 		pager_opts.event = opts->event;
 		pager_opts.opaque = opts->opaque;
+		s->source = opts->source;
+		s->opaque = opts->opaque;
 	}
 	err = gmem_pager_create(&pager_opts, &s->pager);
 	if (!err)

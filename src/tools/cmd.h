@@ -14,6 +14,7 @@ GMEM_CMD int cmd_info(int argc, char **argv);
 GMEM_CMD int cmd_run(int argc, char **argv);
 GMEM_CMD int cmd_save(int argc, char **argv);
 GMEM_CMD int cmd_restore(int argc, char **argv);
+GMEM_CMD int cmd_migrate(int argc, char **argv);
 GMEM_CMD int cmd_serve(int argc, char **argv);
 GMEM_CMD int cmd_inspect(int argc, char **argv);
 GMEM_CMD int cmd_verify(int argc, char **argv);

@@ -16,6 +16,7 @@ static const struct {
 	{ "run", cmd_run, "start a QEMU whose memory gmem owns" },
 	{ "save", cmd_save, "save a running virtual machine to an image" },
 	{ "restore", cmd_restore, "start a saved virtual machine, its memory faulted in on demand" },
+	{ "migrate", cmd_migrate, "move a running virtual machine to another host" },
 	{ "serve", cmd_serve, "serve the memory of many machines, Firecracker's too" },
 	{ "inspect", cmd_inspect, "what an image holds" },
 	{ "verify", cmd_verify, "read and check every byte of an image" },

@@ -29,7 +29,7 @@ static const char help[] =
 	"\n"
 	"The exit code is QEMU's, or 1 if the restore failed.\n";
 
-static void clean_up(struct restore *r)
+void restore_clean_up(struct restore *r)
 {
 	/* With a keeper it goes when QEMU does. */
 	if (r->eager && !r->vm && *r->qmp_path)
@@ -160,7 +160,7 @@ int cmd_restore(int argc, char **argv)
 		if (!code)
 			code = restore_serve(r);
 	}
-	clean_up(r);
+	restore_clean_up(r);
 	free(r);
 	return code < 0 ? GMEM_UI_OK : code;
 }

@@ -26,6 +26,16 @@ struct restore {
 	struct gmem_cmdline *override;
 	const char *record_path, *replay_path; /* working sets, NULL: none */
 	bool eager, no_fill, detach, take_over, learn;
+	/*
+	 * gmem migrate receive: a machine that comes from another one. The image has its regions and how it is started,
+	 * and `source` its pages; all other answers are those of a restore.
+	 */
+	bool incoming;
+	int (*source)(void *opaque, struct gmem_image *image, size_t region, struct gmem_source **ret);
+	void (*completed)(struct restore *r); /* every page is in place, or the machine has ended */
+	void (*tick)(struct restore *r); /* now and then while pages are missing */
+	int (*unresumed)(struct restore *r); /* joined a guest that had not run yet */
+	void *migration;
 
 	/* what is running */
 	char keeper_path[100], qmp_path[108];
@@ -52,6 +62,13 @@ struct restore {
 
 /* restore_start.c: up to a guest that runs. GMEM_UI_*, as all of these. */
 int restore_start(struct restore *r);
+/* The same in two parts: up to a QEMU that waits for its state; and back, if the guest does not come to run. */
+int restore_prepare(struct restore *r);
+void restore_undo(struct restore *r);
+/* Gives back all that is held. */
+void restore_clean_up(struct restore *r);
+/* Tells why QEMU does not answer. */
+int restore_qemu_failed(struct restore *r);
 int restore_find_region(const struct restore *r, const struct gmem_saved_backend *backend, size_t *ret);
 /* Gives the device state to a QEMU that waits for it, and lets the guest go on if it ran when it was saved. */
 int restore_load_state(struct restore *r);
@@ -66,6 +83,8 @@ int restore_check_vm(struct restore *r);
 #define RESTORE_RESUMED 1
 
 /* restore_keeper.c. */
+/* A folder that only this user can enter. `len` at least 80. */
+int restore_runtime_folder(char *buf, size_t len);
 int restore_name_sockets(struct restore *r, const char *given);
 int restore_start_keeper(struct restore *r);
 int restore_connect(struct restore *r);

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -13,7 +14,7 @@
 #include "tools/restore.h"
 
 /* A folder only this user can enter. */
-static int runtime_folder(char *buf, size_t len)
+int restore_runtime_folder(char *buf, size_t len)
 {
 	const char *xdg = getenv("XDG_RUNTIME_DIR");
 	struct stat st;
@@ -41,12 +42,25 @@ int restore_name_sockets(struct restore *r, const char *given)
 			return gmem_ui_fail("%s: too long for a socket's path", given);
 		strcpy(r->keeper_path, given);
 	} else {
-		if (runtime_folder(folder, sizeof(folder)))
+		if (restore_runtime_folder(folder, sizeof(folder)))
 			return GMEM_UI_FAILED;
 		snprintf(r->keeper_path, sizeof(r->keeper_path), "%s/%d", folder, (int)getpid());
 	}
 	snprintf(r->qmp_path, sizeof(r->qmp_path), "%s.qmp", r->keeper_path);
 	return 0;
+}
+
+/* The connections of a migration end with the process that has them. */
+static void close_network(void)
+{
+	struct sockaddr_storage addr;
+
+	for (int fd = 3; fd < 1024; fd++) {
+		socklen_t len = sizeof(addr);
+
+		if (!getsockname(fd, (struct sockaddr *)&addr, &len) && addr.ss_family != AF_UNIX)
+			close(fd);
+	}
 }
 
 /* The keeper outlives us, and must not keep our terminal or pipes open for those who read them to their end. */
@@ -65,6 +79,8 @@ static _Noreturn void be_keeper(struct restore *r)
 		dup2(null, STDERR_FILENO);
 		close(null);
 	}
+	if (r->incoming)
+		close_network();
 	if (r->qmp)
 		gmem_qmp_close(r->qmp);
 	for (size_t i = 0; i < r->nfiles; i++)
@@ -74,6 +90,8 @@ static _Noreturn void be_keeper(struct restore *r)
 	gmem_keeper_free(r->keeper);
 	/* What the program had beside it goes with it. */
 	unlink(r->qmp_path);
+	if (r->incoming && r->path)
+		unlink(r->path);
 	_exit(err ? 1 : 0);
 }
 
@@ -114,9 +132,11 @@ int restore_start_keeper(struct restore *r)
 
 int restore_connect(struct restore *r)
 {
-	struct gmem_server_opts opts = {
-		.size = sizeof(opts), .take_over = r->take_over, .event = restore_event, .opaque = r
-	};
+	struct gmem_server_opts opts = { .size = sizeof(opts),
+					 .take_over = r->take_over,
+					 .event = restore_event,
+					 .opaque = r,
+					 .source = r->source };
 
 	int err = gmem_server_connect(r->keeper_path, &opts, &r->server);
 
@@ -151,13 +171,11 @@ static int resume_first(struct restore *r)
 	json_t *answer;
 	int err;
 
-	err = parse_saved(r);
-	if (!err && gmem_qmp_connect(r->qmp_path, &r->qmp))
-		err = gmem_ui_fail("%s; the guest had not been resumed when its server died: end process %d and "
-				   "restore the image again",
-				   gmem_last_error(), (int)r->vm);
-	if (!err)
-		err = restore_check_vm(r);
+	if (gmem_qmp_connect(r->qmp_path, &r->qmp))
+		return gmem_ui_fail("%s; the guest had not been resumed when its server died: end process %d and "
+				    "restore the image again",
+				    gmem_last_error(), (int)r->vm);
+	err = restore_check_vm(r);
 	if (err)
 		return err;
 	if (gmem_qmp_exec(r->qmp, "query-status", NULL, &answer))
@@ -213,7 +231,12 @@ int restore_join(struct restore *r)
 				    "again",
 				    r->keeper_path);
 	gmem_ui_note("server %u of process %d; %zu region(s)", status.generation, (int)r->vm, status.nregions);
-	if (status.note != RESTORE_RESUMED)
-		return resume_first(r);
+	if (status.note != RESTORE_RESUMED || r->incoming) {
+		int joined = parse_saved(r);
+
+		if (joined || status.note == RESTORE_RESUMED)
+			return joined || !gmem_server_check_mappings(r->server) ? joined : gmem_ui_fail_last();
+		return r->unresumed ? r->unresumed(r) : resume_first(r);
+	}
 	return gmem_server_check_mappings(r->server) ? gmem_ui_fail_last() : 0;
 }

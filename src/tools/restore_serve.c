@@ -44,6 +44,8 @@ static int fill_step(void *opaque, uint64_t done, uint64_t total)
 	struct filling *f = opaque;
 
 	pass_signal_on(f->r);
+	if (f->r->tick)
+		f->r->tick(f->r);
 	/* The pager notices when it has a page to map; one that comes no more must not keep us. */
 	if (restore_vm_status(f->r, 0) >= 0)
 		return -ESRCH;
@@ -159,12 +161,13 @@ int restore_serve(struct restore *r)
 	if (r->resumed) {
 		char buf[GMEM_UI_TEXT];
 
-		gmem_ui_note("%s after %s%s", r->saved->running ? "resumed" : "ready, paused as it was saved",
+		gmem_ui_note("%s after %s%s", r->saved->running ? "resumed" : "ready, paused as it was",
 			     gmem_ui_time(buf, r->resumed - r->begun), r->eager ? "" : "; its pages come on demand");
 	}
 	if (r->eager)
 		return wait_for_end(r);
-	gmem_ui_note("if this process dies: gmem restore --reattach %s", r->keeper_path);
+	gmem_ui_note("if this process dies: gmem %s --reattach %s", r->incoming ? "migrate receive" : "restore",
+		     r->keeper_path);
 	if (r->no_fill && !serve_faults(r)) {
 		restore_workset_end(r, 0);
 		report(r, false);
@@ -174,6 +177,8 @@ int restore_serve(struct restore *r)
 	restore_workset_end(r, n > 0 ? (uint64_t)n : 0);
 	if (n == -ESRCH) {
 		gmem_ui_note("the machine ended before all of its memory was needed");
+		if (r->completed)
+			r->completed(r);
 		report(r, false);
 		return wait_for_end(r);
 	}
@@ -182,6 +187,8 @@ int restore_serve(struct restore *r)
 	kept = gmem_pager_unregister(gmem_server_pager(r->server));
 	if (kept < 0)
 		return gmem_ui_fail_last();
+	if (r->completed)
+		r->completed(r);
 	report(r, true);
 	if (kept)
 		gmem_ui_note("%lld page(s) are lost: a guest that touches one gets SIGBUS", (long long)kept);

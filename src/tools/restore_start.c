@@ -81,7 +81,7 @@ static int open_image(struct restore *r)
 		return gmem_ui_fail("%s; this image was not saved from a QEMU", gmem_last_error());
 	err = gmem_saved_parse(data, len, &r->saved);
 	free(data);
-	if (err || gmem_disks_check(r->saved))
+	if (err || (!r->incoming && gmem_disks_check(r->saved)))
 		return gmem_ui_fail_last();
 	if (r->saved->nbackends > GMEM_RESTORE_MAX_FILES)
 		return gmem_ui_fail("%s: %zu memory backends, this gmem knows %d", r->path, r->saved->nbackends,
@@ -93,6 +93,11 @@ int restore_find_region(const struct restore *r, const struct gmem_saved_backend
 {
 	struct gmem_image_region region = { .size = sizeof(region) };
 
+	/* The image has no memory. */
+	if (r->incoming) {
+		*ret = (size_t)(b - r->saved->backends);
+		return 0;
+	}
 	for (size_t i = 0; i < gmem_image_nregions(r->image); i++) {
 		if (gmem_image_region(r->image, i, &region) || strcmp(region.name, b->region))
 			continue;
@@ -278,7 +283,7 @@ static int spawn(struct restore *r, const char *preload, int qmp_fd)
  * Why QEMU is not there any more, or does not answer: what the preload told the keeper says more than QEMU's own
  * exit.
  */
-static int qemu_failed(struct restore *r)
+int restore_qemu_failed(struct restore *r)
 {
 	struct gmem_server_status status = { .size = sizeof(status) };
 	char why[512];
@@ -309,7 +314,7 @@ static int start_qemu(struct restore *r, const char *preload)
 	gmem_keeper_free(r->keeper);
 	r->keeper = NULL;
 	if (gmem_qmp_connect(r->qmp_path, &r->qmp))
-		return qemu_failed(r);
+		return restore_qemu_failed(r);
 	r->ready = gmem_ui_now();
 	return 0;
 }
@@ -382,10 +387,10 @@ int restore_load_state(struct restore *r)
 
 	if (gmem_image_section(r->image ? r->image : gmem_server_image(r->server), GMEM_SECTION_STATE, &data, &len))
 		return gmem_ui_fail_last();
-	err = gmem_device_state_load(r->qmp, data, len);
+	err = gmem_device_state_load(r->qmp, data, len, true);
 	free(data);
 	if (err)
-		return qemu_failed(r);
+		return restore_qemu_failed(r);
 	return restore_resume(r);
 }
 
@@ -436,7 +441,7 @@ static int start_lazily(struct restore *r)
 	return err;
 }
 
-int restore_start(struct restore *r)
+int restore_prepare(struct restore *r)
 {
 	int err;
 
@@ -451,20 +456,31 @@ int restore_start(struct restore *r)
 		err = load_all(r);
 	if (!err)
 		err = r->eager ? start_qemu(r, NULL) : start_lazily(r);
-	if (!err)
-		err = restore_check_vm(r);
-	if (!err && r->server)
-		err = restore_workset_begin(r);
-	if (!err)
-		err = restore_load_state(r);
-	if (err && r->vm && r->child) {
+	return err ? err : restore_check_vm(r);
+}
+
+void restore_undo(struct restore *r)
+{
+	if (r->vm && r->child) {
 		r->killed = true;
 		kill(r->vm, SIGKILL);
 		restore_vm_status(r, 10000);
 	}
-	if (err && r->saved)
+	if (r->saved)
 		gmem_disks_discard(r->saved);
-	if (err && *r->qmp_path)
+	if (*r->qmp_path)
 		unlink(r->qmp_path);
+}
+
+int restore_start(struct restore *r)
+{
+	int err = restore_prepare(r);
+
+	if (!err && r->server)
+		err = restore_workset_begin(r);
+	if (!err)
+		err = restore_load_state(r);
+	if (err)
+		restore_undo(r);
 	return err;
 }

@@ -42,9 +42,8 @@ struct args {
 struct save {
 	const struct args *args;
 	struct gmem_qmp *qmp;
-	struct gmem_saved *saved;
-	struct gmem_cmdline *cl;
-	struct gmem_ram *ram;
+	struct gmem_machine machine;
+	struct gmem_saved *saved; /* the machine's */
 	struct gmem_device_state state;
 	struct gmem_image_writer *writer;
 	void *device;
@@ -52,7 +51,6 @@ struct save {
 	uint64_t begun, stopped_ns;
 	bool snapshotted;
 	bool gave_up; /* continuing the machine failed and was said */
-	int process; /* QEMU */
 };
 
 /* SIGINT and SIGTERM must not leave the machine stopped: the flag is looked at wherever progress is told. */
@@ -85,34 +83,10 @@ static int complete_first(pid_t pid)
 
 static int inspect(struct save *s)
 {
-	pid_t pid = s->args->pid ? s->args->pid : gmem_qmp_peer_pid(s->qmp);
-	size_t i;
-
-	if (pid <= 0)
-		return gmem_ui_fail("%s: the process behind it is not visible from here: give --pid", s->args->socket);
-	s->process = gmem_process_open(pid);
-	if (s->process < 0)
+	if (gmem_machine_inspect(s->qmp, s->args->pid, s->args->quit, &s->machine))
 		return gmem_ui_fail_last();
-	if (gmem_saved_collect(s->qmp, pid, &s->saved) ||
-	    gmem_cmdline_parse(s->saved->argc, (const char *const *)s->saved->argv, &s->cl) ||
-	    gmem_devices_check(s->qmp) || gmem_ram_find(s->qmp, pid, &s->ram))
-		return gmem_ui_fail_last();
-	for (i = 0; i < s->ram->n; i++) {
-		const struct gmem_ram_backend *b = &s->ram->backends[i];
-		struct gmem_optstr *object;
-
-		if (gmem_cmdline_object(s->cl, b->id, NULL, &object))
-			return gmem_ui_fail("RAM '%s' is not on QEMU's command line (it was plugged in while running, "
-					    "or is in a file of "
-					    "-readconfig): it could not be restored",
-					    b->id);
-		gmem_optstr_free(object);
-		if (gmem_saved_add_backend(s->saved, b->id, b->size, b->canonical))
-			return gmem_ui_fail_last();
-	}
-	if (gmem_disks_survey(s->qmp, s->cl, s->args->quit, s->saved))
-		return gmem_ui_fail_last();
-	return complete_first(pid);
+	s->saved = s->machine.saved;
+	return complete_first(s->machine.pid);
 }
 
 static void tell_overlays(const struct save *s)
@@ -145,8 +119,8 @@ static int write_regions(struct save *s)
 	size_t i;
 	int r = 0;
 
-	for (i = 0; i < s->ram->n && !r; i++) {
-		const struct gmem_ram_backend *b = &s->ram->backends[i];
+	for (i = 0; i < s->machine.ram->n && !r; i++) {
+		const struct gmem_ram_backend *b = &s->machine.ram->backends[i];
 
 		snprintf(label, sizeof(label), "saving %.64s", b->id);
 		gmem_ui_progress_start(&progress, label);
@@ -187,7 +161,7 @@ static int end_machine(struct save *s)
 
 	/* It may be gone before its answer is. */
 	r = gmem_qmp_exec(s->qmp, "quit", NULL, NULL);
-	if ((r && r != -ECONNRESET) || gmem_process_wait(s->process, 60000))
+	if ((r && r != -ECONNRESET) || gmem_process_wait(s->machine.process, 60000))
 		return gmem_ui_fail("%s; the image is complete, but the machine did not end", gmem_last_error());
 	s->state.stopped = false;
 	if (gmem_disks_check(s->saved))
@@ -229,7 +203,7 @@ static void put_back(struct save *s)
 	gmem_image_abort(s->writer);
 	s->writer = NULL;
 	/* A QEMU that has died needs nothing, and a second error line would hide the first. */
-	if (s->state.stopped && !s->gave_up && gmem_process_wait(s->process, 0))
+	if (s->state.stopped && !s->gave_up && gmem_process_wait(s->machine.process, 0))
 		go_on(s);
 	if (s->snapshotted)
 		tell_overlays(s);
@@ -383,7 +357,7 @@ int cmd_save(int argc, char **argv)
 		{ "help", no_argument, NULL, 'h' },	      { NULL, 0, NULL, 0 },
 	};
 	struct args args = { .opts = { .size = sizeof(args.opts) } };
-	struct save s = { .args = &args, .begun = gmem_ui_now(), .process = -1 };
+	struct save s = { .args = &args, .begun = gmem_ui_now(), .machine.process = -1 };
 	int c, r;
 
 	optind = 1;
@@ -406,12 +380,8 @@ int cmd_save(int argc, char **argv)
 	r = save(&s);
 	gmem_device_state_clear(&s.state);
 	gmem_image_abort(s.writer);
-	gmem_ram_free(s.ram);
-	gmem_cmdline_free(s.cl);
-	gmem_saved_free(s.saved);
+	gmem_machine_release(&s.machine);
 	gmem_qmp_close(s.qmp);
-	if (s.process >= 0)
-		close(s.process);
 	free(s.device);
 	return r;
 }

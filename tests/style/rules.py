@@ -23,7 +23,7 @@ ARROWS = {
     'abi': ['vm', 'launch', 'fault'],
     'tools': [],
 }
-TOOLS_MAY = {'gmem.h', 'link/qemu.h', 'link/serve/minder.h'}
+TOOLS_MAY = {'gmem.h', 'link/qemu.h', 'link/migrate/migrate.h', 'link/serve/minder.h'}
 # The lock checker ends the program when an order is violated: only test builds have it. The attach preload is no library: it
 # speaks to the user of the program it is loaded into.
 MAY_PRINT = re.compile(r'src/base/lockcheck\.c$|src/link/attach\w*\.c$')
