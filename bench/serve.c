@@ -100,7 +100,9 @@ static void say_hello(int uffd, const char *memory)
 	int sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	char text[256];
 
-	strncpy(sa.sun_path, all.sock, sizeof(sa.sun_path) - 1);
+	if (strlen(all.sock) >= sizeof(sa.sun_path))
+		bench_die("%s: too long for a socket", all.sock);
+	memcpy(sa.sun_path, all.sock, strlen(all.sock));
 	if (connect(sock, (struct sockaddr *)&sa, sizeof(sa)))
 		bench_die("%s", all.sock);
 	snprintf(text, sizeof(text),

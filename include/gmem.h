@@ -1816,8 +1816,8 @@ struct gmem_server_opts {
 	void (*event)(void *opaque, const struct gmem_pager_event *event); /* as gmem_pager_opts */
 	void *opaque;
 	/*
-	 * Where the pages of an image's region come from: a reference for the server. NULL: from the image. Called during
-	 * gmem_server_connect() and by the server's thread.
+	 * Where the pages of an image's region come from: a reference for the server. NULL: from the image. Called
+	 * during gmem_server_connect() and by the server's thread.
 	 */
 	int (*source)(void *opaque, struct gmem_image *image, size_t region, struct gmem_source **ret);
 };

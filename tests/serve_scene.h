@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* A page server in a process of its own, a snapshot's memory file, and what the server says: for tests of the service. */
+/* A page server in its own process, a snapshot's memory file, and what the server says: for tests of the service. */
 #ifndef GMEM_TESTS_SERVE_SCENE_H
 #define GMEM_TESTS_SERVE_SCENE_H
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Other processes: descriptors that stand for them or are theirs, and when they started. Owns nothing, takes no lock. */
+/* Other processes: descriptors that stand for them or are theirs, when they started. Owns nothing, takes no lock. */
 #ifndef GMEM_SYS_PROCESS_H
 #define GMEM_SYS_PROCESS_H
 

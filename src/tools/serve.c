@@ -103,6 +103,7 @@ static int mind(const struct serve_args *a, char **argv)
 		.dir = a->state_dir,
 		.argv = argv,
 		.listeners = listeners,
+		.take_over = a->opts.flags & GMEM_SERVICE_TAKE_OVER,
 		.say = say,
 	};
 	int code;
