@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What the page server says of itself, as a text: escaping, histogram, and that every line is what the format allows. */
+/* What the page server says of itself, as a text: escaping, histogram, and that each line is as the format has it. */
 #include <ctype.h>
 
 #include "link/serve/metrics.h"
