@@ -96,7 +96,7 @@ struct gmem_pager {
 	int epoll, stop_event;
 	int view_uffd; /* of this process's views, -1 until there is one; guarded by m */
 	_Atomic bool stopping;
-	/* The processors are wanted by others: the reader sleeps as soon as there is nothing to read. NULL: never so. */
+	/* The processors are wanted by others: the reader sleeps when there is nothing to read. NULL: never so. */
 	const _Atomic bool *_Atomic crowded;
 	_Atomic uint64_t reported_ns; /* when an error was last told */
 	_Atomic uint32_t fills; /* calls of gmem_pager_fill() and gmem_pager_replay() */
