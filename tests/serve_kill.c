@@ -134,7 +134,7 @@ static void begin(struct stage *st, uint64_t *seed, bool fill)
 		o.sizes[0] = LEN / 4;
 		o.sizes[1] = LEN - LEN / 4;
 		st->c[i] = fc_start(&o);
-		fc_begin(st->c[i], FC_STORM, 3, SLOW_BUILD ? 400 : 4000, tap_rand(seed));
+		fc_begin(st->c[i], FC_STORM, 3, SLOW_BUILD ? 1500 : 4000, tap_rand(seed));
 	}
 }
 
@@ -160,9 +160,17 @@ static void finish(struct stage *st, int ret[CLIENTS], bool done[CLIENTS], struc
 	serve_end(&st->s);
 }
 
+/* Those count that came while somebody waited for a page; how many do is the machine's affair, within reason. */
+static bool goes_on(const struct tally *t, unsigned int kills)
+{
+	if (t->kills >= 10 * kills + 20)
+		FAIL("%u kills, and only %u of them with faults in flight", t->kills, t->in_flight);
+	return t->in_flight < kills;
+}
+
 static void wait_a_little(uint64_t *seed, unsigned int most_us)
 {
-	usleep((useconds_t)(tap_rand(seed) % (SLOW_BUILD ? 10 * most_us : most_us)));
+	usleep((useconds_t)(tap_rand(seed) % (SLOW_BUILD ? 4 * most_us : most_us)));
 }
 
 /* A keeper starts a server that has died at once three times, and then waits longer and longer. */
@@ -196,12 +204,11 @@ TEST_TIMEOUT(server_killed_at_random_instants, 3000)
 	uint64_t seed = tap_seed();
 	struct tally t = { 0 };
 
-	while (t.kills < kills)
-		round_of_servers(&seed, kills - t.kills < 6 ? kills - t.kills : 6, &t);
+	while (goes_on(&t, kills))
+		round_of_servers(&seed, kills - t.in_flight < 6 ? kills - t.in_flight : 6, &t);
 	printf("%u kills of the server, %u with faults in flight; %u machines, every page compared, none wrong, "
 	       "none hung\n",
 	       t.kills, t.in_flight, t.machines);
-	CHECK(t.in_flight * 2 >= t.kills);
 }
 
 /* Ledgers that are written: machines that survive both. */
@@ -263,7 +270,7 @@ TEST_TIMEOUT(server_and_keeper_killed, 3000)
 		SKIP("root", "who may take descriptors out of other processes");
 	/* A server whose keeper is killed becomes ours. */
 	CHECK_EQ(prctl(PR_SET_CHILD_SUBREAPER, 1), 0);
-	while (t.kills < kills) {
+	while (goes_on(&t, kills)) {
 		round_of_both(&seed, &t);
 		while (waitpid(-1, NULL, WNOHANG) > 0)
 			;
@@ -271,5 +278,4 @@ TEST_TIMEOUT(server_and_keeper_killed, 3000)
 	printf("%u kills of server and keeper, %u with faults in flight; %u machines, every page compared, none wrong, "
 	       "none hung\n",
 	       t.kills, t.in_flight, t.machines);
-	CHECK(t.in_flight * 2 >= t.kills);
 }

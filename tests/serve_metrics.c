@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What the page server says of itself, as a text: escaping, histogram, and that the format allows every line. */
+/* What the page server says of itself, as a text: escaping, histogram, and that each line is as the format has it. */
 #include <ctype.h>
 
 #include "link/serve/metrics.h"

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT */
-/* A page server in its own process, a snapshot's memory file, and what the server says: for tests of the service. */
+/* A page server in a process of its own, a memory file, and what the server says: for tests of the service. */
 #ifndef GMEM_TESTS_SERVE_SCENE_H
 #define GMEM_TESTS_SERVE_SCENE_H
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <linux/mman.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -25,7 +26,7 @@
 /* Events of each kind, seen by the test while the server is another process. */
 struct serve_seen {
 	_Atomic unsigned int events[16];
-	_Atomic int last_error;
+	_Atomic int errors[16]; /* of the last of each kind */
 };
 
 struct serve {
@@ -63,8 +64,28 @@ static inline int serve_raw(const char *path, uint64_t len, uint64_t seed)
 	return fd;
 }
 
+/* What a client would skip the case for, before there is a server to be left behind. */
+static inline void serve_need_uffd(void)
+{
+	int fd = fc_uffd(0, true);
+
+	if (fd < 0)
+		SKIP("uffd", "userfaultfd: %s", strerror(-fd));
+	close(fd);
+}
+
+static inline void serve_need_huge_pages(uint64_t len)
+{
+	void *p = mmap(NULL, len, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | (21 << MAP_HUGE_SHIFT), -1, 0);
+
+	if (p == MAP_FAILED)
+		SKIP("hugetlb", "%llu MiB of huge pages: %s", (unsigned long long)(len / MIB), strerror(errno));
+	munmap(p, len);
+}
+
 static inline void serve_set(struct serve *s, uint64_t len)
 {
+	serve_need_uffd();
 	*s = (struct serve){ .len = len, .pid = -1 };
 	strcpy(s->dir, "/tmp/gmem-test-XXXXXX");
 	CHECK(mkdtemp(s->dir));
@@ -89,9 +110,8 @@ static inline void serve_event(void *opaque, const struct gmem_service_event *e)
 {
 	struct serve_seen *seen = opaque;
 
+	atomic_store(&seen->errors[e->kind], e->error);
 	atomic_fetch_add(&seen->events[e->kind], 1);
-	if (e->error)
-		atomic_store(&seen->last_error, e->error);
 	printf("server: vm '%s' pid %d: event %d, %d: %s\n", e->vm, (int)e->pid, (int)e->kind, e->error, e->text);
 	fflush(stdout);
 }

@@ -86,7 +86,7 @@ TEST_TIMEOUT(other_bytes_under_the_same_name, 60)
 	serve_start(&s);
 	fc_begin(c, FC_READ, 0, LEN, 0);
 	WAIT_FOR(atomic_load(&s.seen->events[GMEM_SERVICE_LOST]) > 0);
-	CHECK_EQ(atomic_load(&s.seen->last_error), -ESTALE);
+	CHECK_EQ(atomic_load(&s.seen->errors[GMEM_SERVICE_LOST]), -ESTALE);
 	CHECK_EQ(fc_wait(c, 100, &ret), 0);
 	CHECK(serve_metrics_has(&s, "state=\"lost\"} ", 1));
 	CHECK_EQ(rename(aside, s.raw), 0);
@@ -199,6 +199,7 @@ TEST_TIMEOUT(huge_pages, 60)
 	struct fc_client *c;
 	struct serve s;
 
+	serve_need_huge_pages(8 * MIB);
 	serve_set(&s, 8 * MIB);
 	serve_start(&s);
 	o = serve_client(&s, FC_1_12);

@@ -348,7 +348,7 @@ static void fill(struct gmem_session *s)
 	while ((n = gmem_pager_fill(s->pager, on_progress, s)) == -ENOMEM)
 		if (gmem_session_wait(s, LAST_PAUSE_NS))
 			return;
-	if (n >= 0)
+	if (n >= 0 && !atomic_load(&s->stopping))
 		let_go(s);
 	else if (n != -ECANCELED && n != -ESRCH)
 		gmem_session_tell(s, GMEM_SERVICE_TROUBLE, (int)n, gmem_last_error());
