@@ -18,7 +18,7 @@ static const char help[] =
 	"Usage: gmem migrate receive --tls DIR --peer WHO [OPTION]... [ADDRESS]:PORT [-- QEMU]\n"
 	"       gmem migrate receive --reattach SOCKET|PID [OPTION]...\n"
 	"\n"
-	"Waits for a guest that gmem migrate send brings, resumes it here and brings its pages in as they are touched,\n"
+	"Waits for a guest that gmem migrate send brings, resumes it here and brings its pages in when touched,\n"
 	"then all the others. The sender's QEMU command line is used unless one is given after --: who may send, may\n"
 	"start programs here.\n"
 	"\n"
