@@ -114,8 +114,7 @@ int gmem_device_state_caps(struct gmem_qmp *qmp, bool shared, json_t **ret_back)
 		return r;
 	set = json_array();
 	back = json_array();
-	json_array_foreach(now, i, item)
-	{
+	json_array_foreach(now, i, item) {
 		const char *name = json_string_value(json_object_get(item, "capability"));
 		bool on = json_is_true(json_object_get(item, "state"));
 
@@ -294,9 +293,12 @@ int gmem_device_state_take(struct gmem_qmp *qmp, struct gmem_device_state *state
 	int p[2], r;
 
 	/* Done before the machine was stopped, by those whom that time costs. */
-	r = state->caps ? 0 : gmem_device_state_prepare(qmp, state);
-	if (r)
-		return r;
+	if (!state->caps) {
+		r = gmem_device_state_caps(qmp, true, &state->caps);
+		if (r)
+			return r;
+		gmem_device_state_lift_bandwidth(qmp, state);
+	}
 	if (pipe2(p, O_CLOEXEC))
 		return gmem_err_sys(-errno, "device state: pipe");
 	(void)fcntl(p[0], F_SETPIPE_SZ, 1 << 20);

