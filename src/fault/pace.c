@@ -4,6 +4,7 @@
 #include <sched.h>
 #include <time.h>
 
+#include "base/clock.h"
 #include "base/range.h"
 
 /* A step that takes less is worth doubling, one that takes more is halved: a slow link is not held up for longer. */

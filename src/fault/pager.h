@@ -15,6 +15,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/clock.h"
 #include "file/file.h"
 #include "gmem.h"
 
@@ -119,8 +120,6 @@ struct gmem_pager {
 	unsigned int nthreads;
 	struct gmem_pager_counters c;
 };
-
-uint64_t gmem_now_ns(void);
 
 /*
  * resolve.c. 0: the toucher goes on. -EAGAIN, -EBUSY: try again a little later. -ESRCH: the region is gone. Anything

@@ -34,14 +34,6 @@ struct batch {
 	uint32_t n;
 };
 
-uint64_t gmem_now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 void gmem_pager_count_latency(struct gmem_pager *pager, uint64_t ns)
 {
 	struct gmem_pager_counters *c = &pager->c;

@@ -7,6 +7,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/cond.h"
 #include "base/err.h"
 #include "base/range.h"

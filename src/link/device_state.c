@@ -10,20 +10,13 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/err.h"
 #include "gmem.h"
 #include "link/qmp.h"
 
 #define STALL_MS 60000 /* no byte for this long: given up */
 #define FD_NAME "gmem-state"
-
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
 
 static void pause_us(long us)
 {
@@ -55,7 +48,7 @@ int gmem_device_state_stop(struct gmem_qmp *qmp, struct gmem_device_state *state
 	state->was_running = !strcmp(state->status, "running");
 	if (!state->was_running && strcmp(state->status, "paused") && strcmp(state->status, "prelaunch"))
 		return gmem_err(-EBUSY, "the machine is neither running nor paused but in state '%s'", state->status);
-	state->stop_ns = now_ns();
+	state->stop_ns = gmem_now_ns();
 	r = gmem_qmp_exec(qmp, "stop", NULL, NULL);
 	if (!r)
 		state->stopped = true;
@@ -187,7 +180,7 @@ static int migrate_status(struct gmem_qmp *qmp, bool *ret_done)
 
 int gmem_device_state_wait(struct gmem_qmp *qmp)
 {
-	uint64_t deadline = now_ns() + STALL_MS * 1000000ull;
+	uint64_t deadline = gmem_now_ns() + STALL_MS * 1000000ull;
 	long step = 100;
 	bool done = false;
 	int r;
@@ -196,7 +189,7 @@ int gmem_device_state_wait(struct gmem_qmp *qmp)
 		r = migrate_status(qmp, &done);
 		if (r || done)
 			return r;
-		if (now_ns() > deadline)
+		if (gmem_now_ns() > deadline)
 			return gmem_err(-ETIMEDOUT, "%s: QEMU did not complete its state within %d seconds",
 					gmem_qmp_name(qmp), STALL_MS / 1000);
 		pause_us(step);
@@ -275,12 +268,12 @@ static int read_stream(struct gmem_qmp *qmp, int fd, char **ret, size_t *ret_len
 /* The machine may go on only when QEMU has let go of the stream. The error text of what went wrong is kept. */
 void gmem_device_state_cancel(struct gmem_qmp *qmp, int err)
 {
-	uint64_t deadline = now_ns() + 5000000000ull;
+	uint64_t deadline = gmem_now_ns() + 5000000000ull;
 	char *text = strdup(gmem_last_error());
 	bool done = false;
 
 	if (!gmem_qmp_exec(qmp, "migrate_cancel", NULL, NULL))
-		while (!migrate_status(qmp, &done) && !done && now_ns() < deadline)
+		while (!migrate_status(qmp, &done) && !done && gmem_now_ns() < deadline)
 			pause_us(2000);
 	gmem_err(err, "%s", text ? text : "device state: failed");
 	free(text);
@@ -351,7 +344,7 @@ int gmem_device_state_resume(struct gmem_qmp *qmp, struct gmem_device_state *sta
 		state->stopped = false;
 	}
 	if (ret_stopped_ns)
-		*ret_stopped_ns = now_ns() - state->stop_ns;
+		*ret_stopped_ns = gmem_now_ns() - state->stop_ns;
 	return set_back(qmp, state);
 }
 

@@ -12,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/err.h"
 
 #define GREETING_TIMEOUT_MS 5000
@@ -34,14 +35,6 @@ struct gmem_qmp {
 	struct gmem_qmp_version version;
 };
 
-static int64_t now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
-
 static int wait_fd(struct gmem_qmp *qmp, short events, int64_t deadline)
 {
 	struct pollfd pfd = { .fd = qmp->fd, .events = events };
@@ -49,7 +42,7 @@ static int wait_fd(struct gmem_qmp *qmp, short events, int64_t deadline)
 	int n;
 
 	do {
-		left = deadline - now_ms();
+		left = deadline - (int64_t)gmem_now_ms();
 		if (left < 0)
 			left = 0;
 		n = poll(&pfd, 1, left > INT_MAX ? INT_MAX : (int)left);
@@ -246,7 +239,7 @@ static int await_answer(struct gmem_qmp *qmp, const char *command, int64_t deadl
 
 static int exec_fd(struct gmem_qmp *qmp, const char *command, json_t *args, int pass_fd, json_t **ret)
 {
-	int64_t deadline = now_ms() + qmp->timeout_ms;
+	int64_t deadline = (int64_t)gmem_now_ms() + qmp->timeout_ms;
 	json_t *msg;
 	char *text;
 	size_t len;
@@ -314,7 +307,7 @@ int gmem_qmp_hmp(struct gmem_qmp *qmp, const char *line, char **ret)
 
 int gmem_qmp_wait_event(struct gmem_qmp *qmp, const char *name, int timeout_ms, json_t **ret)
 {
-	int64_t deadline = now_ms() + timeout_ms;
+	int64_t deadline = (int64_t)gmem_now_ms() + timeout_ms;
 	const char *event;
 	json_t *msg;
 	size_t i = 0;
@@ -347,7 +340,7 @@ int gmem_qmp_wait_event(struct gmem_qmp *qmp, const char *name, int timeout_ms, 
 
 int gmem_qmp_wait_close(struct gmem_qmp *qmp, int timeout_ms)
 {
-	int64_t deadline = now_ms() + timeout_ms;
+	int64_t deadline = (int64_t)gmem_now_ms() + timeout_ms;
 	json_t *msg;
 	int r;
 
@@ -368,7 +361,7 @@ static int read_greeting(struct gmem_qmp *qmp)
 	int r;
 
 	qmp->line_max = GREETING_MAX;
-	r = read_message(qmp, now_ms() + GREETING_TIMEOUT_MS, &msg);
+	r = read_message(qmp, (int64_t)gmem_now_ms() + GREETING_TIMEOUT_MS, &msg);
 	qmp->line_max = LINE_MAX_BYTES;
 	if (r == -ETIMEDOUT)
 		return gmem_err(r,

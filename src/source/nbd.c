@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/err.h"
 #include "base/opts.h"
 #include "base/range.h"
@@ -44,7 +45,7 @@ static int read_part(struct gmem_nbd_pool *pool, uint64_t off, void *buf, size_t
 static int nbd_read(void *opaque, uint64_t off, void *buf, size_t len)
 {
 	const struct nbd_source *s = opaque;
-	uint64_t until = gmem_nbd_now() + s->pool->timeout_ms * UINT64_C(1000000), done = 0;
+	uint64_t until = gmem_now_ns() + s->pool->timeout_ms * UINT64_C(1000000), done = 0;
 
 	if (!gmem_range_inside(off, len, s->pool->size))
 		return gmem_err(-ENODATA, "NBD: offset 0x%llx: the export has 0x%llx bytes", (unsigned long long)off,

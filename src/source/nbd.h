@@ -52,8 +52,6 @@ struct gmem_nbd_pool {
 	_Atomic uint32_t nidle; /* for a look without the lock */
 };
 
-uint64_t gmem_nbd_now(void);
-
 /*
  * nbd_conn.c. With *ret_lost set the connection is good for nothing any more (-ETIMEDOUT, -ECONNRESET, -ESHUTDOWN);
  * without it an error is what the server answered.

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/clock.h"
 #include "base/err.h"
 #include "base/range.h"
 #include "source/nbd.h"
@@ -19,14 +20,6 @@
 #define MAX_READ (UINT64_C(32) << 20) /* what every server takes */
 /* How often a connect looks whether it is still wanted. */
 #define LOOK_MS 50
-
-uint64_t gmem_nbd_now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 /* What libnbd last failed with in this thread. Never one of a source's lasting errors: the server may be repaired. */
 static int nbd_error(const struct gmem_nbd_lib *lib, const char *what)
@@ -48,7 +41,7 @@ static bool broken(const struct gmem_nbd_conn *conn)
 static int step(const struct gmem_nbd_conn *conn, uint64_t until, int ms)
 {
 	const struct gmem_nbd_lib *lib = conn->lib;
-	uint64_t now = gmem_nbd_now();
+	uint64_t now = gmem_now_ns();
 	unsigned int way = lib->aio_get_direction(conn->h);
 	struct pollfd p = { .fd = lib->aio_get_fd(conn->h) };
 	uint64_t left;

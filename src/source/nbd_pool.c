@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/cond.h"
 #include "base/err.h"
 #include "base/range.h"
@@ -43,7 +44,7 @@ int gmem_nbd_pool_open(const char *uri, const struct gmem_nbd_opts *opts, struct
 	if (r == 0)
 		r = gmem_nbd_lib_load(&pool->lib);
 	if (r == 0)
-		r = gmem_nbd_connect(&pool->lib, uri, gmem_nbd_now() + pool->timeout_ms * UINT64_C(1000000), NULL, NULL,
+		r = gmem_nbd_connect(&pool->lib, uri, gmem_now_ns() + pool->timeout_ms * UINT64_C(1000000), NULL, NULL,
 				     &conn);
 	if (r == 0)
 		r = gmem_nbd_offer(conn, &offer);
@@ -96,13 +97,13 @@ static bool enough(void *opaque)
 {
 	const struct wish *w = opaque;
 
-	return atomic_load_explicit(&w->pool->nidle, memory_order_relaxed) && gmem_nbd_now() - w->since > MORE_GRACE_NS;
+	return atomic_load_explicit(&w->pool->nidle, memory_order_relaxed) && gmem_now_ns() - w->since > MORE_GRACE_NS;
 }
 
 /* A connection to the same export. No lock held. */
 static int connect_again(struct gmem_nbd_pool *pool, uint64_t until, struct gmem_nbd_conn **ret)
 {
-	struct wish w = { pool, gmem_nbd_now() };
+	struct wish w = { pool, gmem_now_ns() };
 	struct gmem_nbd_offer offer;
 	struct gmem_nbd_conn *conn;
 	int r = gmem_nbd_connect(&pool->lib, pool->uri, until, enough, &w, &conn);
@@ -141,7 +142,7 @@ static void note(struct gmem_nbd_pool *pool, int r, const char *text)
 		else if (pool->pause_ms)
 			pause = (uint32_t)gmem_min_u64(pool->pause_ms * UINT64_C(2), LAST_PAUSE_MS);
 		pool->pause_ms = pool->open ? 0 : pause;
-		pool->retry_ns = gmem_nbd_now() + pause * UINT64_C(1000000);
+		pool->retry_ns = gmem_now_ns() + pause * UINT64_C(1000000);
 		snprintf(pool->text, sizeof(pool->text), "%s", text);
 	}
 	pthread_cond_broadcast(&pool->changed);
@@ -178,7 +179,7 @@ static struct gmem_nbd_conn *take_idle(struct gmem_nbd_pool *pool)
 /* `m` held. 0: there is one, in *ret. 1: look again. */
 static int borrow(struct gmem_nbd_pool *pool, uint64_t until, struct gmem_nbd_conn **ret)
 {
-	uint64_t now = gmem_nbd_now();
+	uint64_t now = gmem_now_ns();
 	int r;
 
 	*ret = take_idle(pool);

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "base/clock.h"
 #include "base/err.h"
 #include "base/range.h"
 #include "source/nbd.h"
@@ -86,7 +87,7 @@ static void on_extent(void *opaque, uint64_t len, bool zero)
 /* Asks for all of a span. */
 static int ask(struct gmem_nbd_pool *pool, struct reading *r)
 {
-	uint64_t until = gmem_nbd_now() + gmem_min_u64(pool->timeout_ms, LONGEST_MS) * 1000000;
+	uint64_t until = gmem_now_ns() + gmem_min_u64(pool->timeout_ms, LONGEST_MS) * 1000000;
 	struct gmem_nbd_conn *conn;
 	bool lost = false;
 	int err = gmem_nbd_borrow(pool, until, &conn);
@@ -117,7 +118,7 @@ static void rest(struct gmem_nbd_status *status, int err)
 	atomic_store_explicit(&status->pause_ms, next, memory_order_relaxed);
 	if (err < 0)
 		atomic_store_explicit(&status->again_ns,
-				      gmem_nbd_now() + gmem_max_u64(next, FIRST_PAUSE_MS / 10) * 1000000,
+				      gmem_now_ns() + gmem_max_u64(next, FIRST_PAUSE_MS / 10) * 1000000,
 				      memory_order_relaxed);
 }
 
@@ -128,7 +129,7 @@ static struct span *load(struct gmem_nbd_status *status, struct gmem_nbd_pool *p
 	int err;
 
 	/* Two that want the same do not wait for each other: the second reads what may be zero. */
-	if (gmem_nbd_now() < atomic_load_explicit(&status->again_ns, memory_order_relaxed) ||
+	if (gmem_now_ns() < atomic_load_explicit(&status->again_ns, memory_order_relaxed) ||
 	    atomic_exchange_explicit(&slot->asking, true, memory_order_acq_rel))
 		return NULL;
 	r.span = atomic_load_explicit(&slot->span, memory_order_acquire);

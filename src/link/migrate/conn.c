@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/err.h"
 
 #define SMALL_LEN (128u * 1024) /* of messages that are not produced */
@@ -46,14 +47,6 @@ struct gmem_conn {
 	size_t in_len, in_want; /* the head, then head and payload */
 	uint16_t in_type;
 };
-
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
 
 /* What a socket of another kind does not have, it does not need. */
 static void tune(int fd, uint32_t silence_ms)
@@ -96,7 +89,7 @@ int gmem_conn_new(struct gmem_tls_ctx *ctx, int fd, bool server, uint32_t silenc
 	}
 	pthread_mutex_init(&c->m, NULL);
 	c->silence_ms = silence_ms;
-	c->heard_ns = c->said_ns = now_ns();
+	c->heard_ns = c->said_ns = gmem_now_ns();
 	c->in_want = GMEM_WIRE_HEAD_LEN;
 	c->in_wants = POLLIN;
 	c->small.bytes = malloc(SMALL_LEN);
@@ -205,7 +198,7 @@ static int queue_locked(struct gmem_conn *c, const struct gmem_wire_msg *msg)
 	if (SMALL_LEN - o->len < SMALL_FRAME)
 		return gmem_err(-ENOBUFS, "migration: too much waits to be sent");
 	o->len += gmem_wire_encode(o->bytes + o->len, msg);
-	c->said_ns = now_ns();
+	c->said_ns = gmem_now_ns();
 	return 0;
 }
 
@@ -249,7 +242,7 @@ static int64_t produce(struct gmem_conn *c, const struct gmem_conn_ops *ops, voi
 		n++;
 		pthread_mutex_lock(&c->m);
 		c->frame.len = (size_t)len;
-		c->said_ns = now_ns();
+		c->said_ns = gmem_now_ns();
 		len = flush_locked(c);
 		pthread_mutex_unlock(&c->m);
 		if (len < 0)
@@ -272,7 +265,7 @@ static int read_frame(struct gmem_conn *c)
 		pthread_mutex_unlock(&c->m);
 		if (n < 0)
 			return (int)n;
-		c->heard_ns = now_ns();
+		c->heard_ns = gmem_now_ns();
 		c->in_len += (size_t)n;
 		if (c->in_len == c->in_want && c->in_want == GMEM_WIRE_HEAD_LEN) {
 			n = gmem_wire_decode_head(c->in, &c->in_type);
@@ -356,7 +349,7 @@ static int read_some(struct gmem_conn *c, const struct gmem_conn_ops *ops, void 
 static int keep_alive(struct gmem_conn *c, int *wait_ms)
 {
 	const struct gmem_wire_msg ping = { .type = GMEM_WIRE_PING };
-	uint64_t now = now_ns(), silent_ms = (now - c->heard_ns) / 1000000u, quiet_ms;
+	uint64_t now = gmem_now_ns(), silent_ms = (now - c->heard_ns) / 1000000u, quiet_ms;
 	uint32_t every = c->silence_ms / 4 + 1;
 	int err = 0;
 

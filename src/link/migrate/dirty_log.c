@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/err.h"
 #include "base/range.h"
 #include "gmem.h"
@@ -408,11 +409,9 @@ static void join(struct gmem_dirty_log *log)
 
 int gmem_dirty_log_stop(struct gmem_dirty_log *log, void **ret, size_t *ret_len)
 {
-	struct timespec ts;
 	int err;
 
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	log->state->stop_ns = (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+	log->state->stop_ns = gmem_now_ns();
 	err = gmem_qmp_exec(log->qmp, "stop", NULL, NULL);
 	if (err)
 		return err;

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/cond.h"
 #include "base/err.h"
 #include "base/opts.h"
@@ -239,7 +240,7 @@ static void down(void *opaque)
 
 	pthread_mutex_lock(&in->m);
 	in->linked = false;
-	in->lost_ms = gmem_link_now_ms();
+	in->lost_ms = gmem_now_ms();
 	gmem_slot_drop_all(in);
 	wake_all_locked(in);
 	pthread_mutex_unlock(&in->m);
@@ -316,7 +317,7 @@ static int set_up(struct gmem_incoming *in, const struct gmem_incoming_opts *opt
 		in->slots[i].region = i + 1 < in->nslots ? i + 2 : 0;
 	in->free_slot = 1;
 	in->round_told = -1;
-	in->lost_ms = gmem_link_now_ms();
+	in->lost_ms = gmem_now_ms();
 	return 0;
 }
 

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/cond.h"
 #include "base/err.h"
 #include "base/range.h"
@@ -28,7 +29,7 @@ struct patience {
 static int wait_more(struct gmem_incoming *in, struct patience *p, pthread_cond_t *cond)
 {
 	bool ready = in->linked && in->final;
-	uint64_t now = gmem_link_now_ms(), limit = ready ? GMEM_INCOMING_ANSWER_MS : in->opts.wait_ms;
+	uint64_t now = gmem_now_ms(), limit = ready ? GMEM_INCOMING_ANSWER_MS : in->opts.wait_ms;
 
 	if (in->dead)
 		return gmem_err(-ESHUTDOWN, "migration: the channel has ended");
@@ -200,14 +201,14 @@ static bool batch_done(const struct batch *batch, int *err)
 /* With `m` held. */
 static int run_batch(struct gmem_incoming *in, struct batch *batch)
 {
-	struct patience p = { .since_ms = gmem_link_now_ms() };
+	struct patience p = { .since_ms = gmem_now_ms() };
 	int err = 0, bad = 0;
 
 	list(in, batch);
 	while (!err && !batch_done(batch, &bad)) {
 		if (in->linked && in->final && !in->dead && p.epoch != in->epoch) {
 			p.epoch = in->epoch;
-			p.since_ms = gmem_link_now_ms();
+			p.since_ms = gmem_now_ms();
 			send_batch(in, batch);
 			continue;
 		}
@@ -343,7 +344,7 @@ static int peer_prefetch(void *opaque, uint64_t off, uint64_t len, bool wait)
 	struct peer_source *s = opaque;
 	struct gmem_incoming *in = s->in;
 	const struct gmem_incoming_region *r = &in->regions[s->region];
-	struct patience p = { .since_ms = gmem_link_now_ms() };
+	struct patience p = { .since_ms = gmem_now_ms() };
 	uint64_t first = off >> GMEM_CHUNK_SHIFT, ahead = in->nslots / 2;
 	int err = 0;
 
@@ -361,7 +362,7 @@ static int peer_prefetch(void *opaque, uint64_t off, uint64_t len, bool wait)
 		ahead = ((off + len - 1) >> GMEM_CHUNK_SHIFT) + 1 - first;
 		if (p.epoch != in->epoch) {
 			p.epoch = in->epoch;
-			p.since_ms = gmem_link_now_ms();
+			p.since_ms = gmem_now_ms();
 		}
 		err = wait_more(in, &p, &in->arrived);
 	}

@@ -12,17 +12,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/cond.h"
 #include "base/err.h"
 #include "base/opts.h"
-
-uint64_t gmem_link_now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000u + (uint64_t)ts.tv_nsec / 1000000u;
-}
 
 /* "host:port", "[address]:port" */
 static int parse_address(struct gmem_link *link, const char *address)
@@ -183,7 +176,7 @@ bool gmem_link_pause(struct gmem_link *link, int timeout_ms)
 int gmem_link_patience(struct gmem_link *link, uint64_t since_ms)
 {
 	uint32_t limit = link->links ? link->opts.lost_ms : link->opts.first_ms;
-	uint64_t gone = gmem_link_now_ms() - since_ms;
+	uint64_t gone = gmem_now_ms() - since_ms;
 
 	if (!limit)
 		return -1;
@@ -237,12 +230,12 @@ size_t gmem_link_unacked(struct gmem_link *link, uint64_t *bytes)
 
 int gmem_link_wait_acked(struct gmem_link *link, int timeout_ms)
 {
-	uint64_t until = gmem_link_now_ms() + (uint64_t)timeout_ms, now;
+	uint64_t until = gmem_now_ms() + (uint64_t)timeout_ms, now;
 	int err = 0;
 
 	pthread_mutex_lock(&link->m);
 	while (link->control.posted != link->control.acked && !err) {
-		now = gmem_link_now_ms();
+		now = gmem_now_ms();
 		if (timeout_ms < 0)
 			pthread_cond_wait(&link->changed, &link->m);
 		else if (now >= until)

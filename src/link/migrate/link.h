@@ -101,6 +101,5 @@ bool gmem_link_pause(struct gmem_link *link, int timeout_ms);
 bool gmem_link_over(struct gmem_link *link);
 /* How long until the other side has been away for too long: milliseconds, -1 without limit, 0 if it has. */
 int gmem_link_patience(struct gmem_link *link, uint64_t since_ms);
-uint64_t gmem_link_now_ms(void);
 
 #endif

@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/err.h"
 #include "link/migrate/link.h"
 
@@ -71,7 +72,7 @@ static void accept_one(struct acceptor *a)
 		    NI_NUMERICHOST | NI_NUMERICSERV);
 	p = place(a);
 	snprintf(p->name, sizeof(p->name), "%s:%s", host, port);
-	p->until_ms = gmem_link_now_ms() + a->link->opts.handshake_ms;
+	p->until_ms = gmem_now_ms() + a->link->opts.handshake_ms;
 	if (gmem_conn_new(a->link->opts.tls, fd, true, a->link->opts.silence_ms, p->name, &p->conn) < 0)
 		p->conn = NULL;
 }
@@ -117,7 +118,7 @@ static int take_priority(struct acceptor *a, struct pending *p, const struct gme
 	drop_half(a);
 	a->half = p->conn;
 	a->hello = *hello;
-	a->half_until_ms = gmem_link_now_ms() + a->link->opts.handshake_ms;
+	a->half_until_ms = gmem_now_ms() + a->link->opts.handshake_ms;
 	p->conn = NULL;
 	return 0;
 }
@@ -168,7 +169,7 @@ static void step(struct acceptor *a, struct pending *p)
 
 static int timeout_of(struct acceptor *a)
 {
-	uint64_t now = gmem_link_now_ms(), first = UINT64_MAX;
+	uint64_t now = gmem_now_ms(), first = UINT64_MAX;
 	int patience;
 
 	for (unsigned int i = 0; i < GMEM_LINK_PENDING; i++)
@@ -188,7 +189,7 @@ static int timeout_of(struct acceptor *a)
 
 static void expire(struct acceptor *a)
 {
-	uint64_t now = gmem_link_now_ms();
+	uint64_t now = gmem_now_ms();
 
 	for (unsigned int i = 0; i < GMEM_LINK_PENDING; i++)
 		if (a->pending[i].conn && a->pending[i].until_ms <= now)
@@ -220,7 +221,7 @@ static void wait_and_step(struct acceptor *a)
 
 int gmem_link_accept(struct gmem_link *link)
 {
-	struct acceptor a = { .link = link, .since_ms = gmem_link_now_ms() };
+	struct acceptor a = { .link = link, .since_ms = gmem_now_ms() };
 	int err = 0;
 
 	while (!gmem_link_over(link) && !err) {
@@ -229,10 +230,10 @@ int gmem_link_accept(struct gmem_link *link)
 		if (link->conns[0] && gmem_link_pair_lost(link))
 			gmem_link_pair_stop(link, "");
 		if (link->conns[0])
-			a.since_ms = gmem_link_now_ms();
+			a.since_ms = gmem_now_ms();
 		else if (!gmem_link_patience(link, a.since_ms))
 			err = gmem_err(-ETIMEDOUT, "migration: nobody made a link for %llu ms",
-				       (unsigned long long)(gmem_link_now_ms() - a.since_ms));
+				       (unsigned long long)(gmem_now_ms() - a.since_ms));
 	}
 	for (unsigned int i = 0; i < GMEM_LINK_PENDING; i++)
 		drop(&a.pending[i]);

@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/err.h"
 #include "link/migrate/link.h"
 
@@ -18,7 +19,7 @@
 static int wait_for(struct gmem_link *link, int fd, short events, uint64_t until_ms, const char *name)
 {
 	struct pollfd p[2] = { { .fd = fd, .events = events }, { .fd = link->wake, .events = POLLIN } };
-	uint64_t now = gmem_link_now_ms();
+	uint64_t now = gmem_now_ms();
 
 	if (gmem_link_over(link))
 		return gmem_err(-ECANCELED, "%s: given up", name);
@@ -84,7 +85,7 @@ static int connect_to(struct gmem_link *link, uint64_t until_ms, const char *nam
 static int dial_one(struct gmem_link *link, enum gmem_wire_channel channel, struct gmem_conn **ret, uint64_t *received)
 {
 	struct gmem_wire_msg msg = gmem_link_hello(link, channel);
-	uint64_t until = gmem_link_now_ms() + link->opts.handshake_ms;
+	uint64_t until = gmem_now_ms() + link->opts.handshake_ms;
 	struct gmem_conn *conn;
 	char name[300];
 	int fd = -1, err;
@@ -147,7 +148,7 @@ static bool final(int err)
 
 int gmem_link_dial(struct gmem_link *link)
 {
-	uint64_t since = gmem_link_now_ms(), received = 0;
+	uint64_t since = gmem_now_ms(), received = 0;
 	int pause = FIRST_PAUSE_MS, err = 0, patience;
 
 	while (!gmem_link_over(link)) {
@@ -160,7 +161,7 @@ int gmem_link_dial(struct gmem_link *link)
 			while (!gmem_link_over(link) && !gmem_link_pair_lost(link))
 				gmem_link_pause(link, -1);
 			gmem_link_pair_stop(link, "");
-			since = gmem_link_now_ms();
+			since = gmem_now_ms();
 			pause = FIRST_PAUSE_MS;
 			continue;
 		}
@@ -174,7 +175,7 @@ int gmem_link_dial(struct gmem_link *link)
 		patience = gmem_link_patience(link, since);
 		if (!patience)
 			return gmem_err_prefix(-ETIMEDOUT, "migration: no link for %llu ms",
-					       (unsigned long long)(gmem_link_now_ms() - since));
+					       (unsigned long long)(gmem_now_ms() - since));
 		gmem_link_pause(link, patience < 0 || patience > pause ? pause : patience);
 		pause = pause * 2 > LAST_PAUSE_MS ? LAST_PAUSE_MS : pause * 2;
 	}

@@ -4,6 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/err.h"
 #include "base/range.h"
 #include "image/hash.h"
@@ -116,7 +117,7 @@ static bool yields(struct gmem_page_server *s)
 		s->bulk_since_ms = 0;
 		return false;
 	}
-	now = gmem_link_now_ms();
+	now = gmem_now_ms();
 	if (!s->bulk_since_ms)
 		s->bulk_since_ms = now;
 	if (now - s->bulk_since_ms > YIELD_MS) {

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/cond.h"
 #include "base/err.h"
 
@@ -205,7 +206,7 @@ enum gmem_migrate_phase gmem_phases_now(struct gmem_phases *p)
 
 uint64_t gmem_phases_until(int timeout_ms)
 {
-	return timeout_ms < 0 ? UINT64_MAX : gmem_link_now_ms() + (uint64_t)timeout_ms;
+	return timeout_ms < 0 ? UINT64_MAX : gmem_now_ms() + (uint64_t)timeout_ms;
 }
 
 static int end_error(const struct gmem_phases *p)
@@ -234,7 +235,7 @@ int gmem_phases_wait_locked(struct gmem_phases *p, uint64_t until_ms)
 		pthread_cond_wait(&p->changed, &p->m);
 		return 0;
 	}
-	now = gmem_link_now_ms();
+	now = gmem_now_ms();
 	if (now >= until_ms)
 		return gmem_err(-ETIMEDOUT, "migration: nothing came in time; phase \"%s\"",
 				gmem_migrate_phase_name(p->phase));

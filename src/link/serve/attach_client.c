@@ -15,6 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/err.h"
 #include "base/opts.h"
 #include "fault/serve_view.h"
@@ -41,14 +42,6 @@ struct attach {
 	char answer[ANSWER_LEN];
 	size_t answer_len;
 };
-
-static int64_t now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
 
 /* The errors of having no answer, after which nobody knows whether the views are served. */
 static bool in_doubt(int err)
@@ -145,7 +138,7 @@ static int wait_for(struct attach *a, short events)
 {
 	for (;;) {
 		struct pollfd p = { .fd = a->sock, .events = events };
-		int64_t left = a->deadline_ms == INT64_MAX ? INT_MAX : a->deadline_ms - now_ms();
+		int64_t left = a->deadline_ms == INT64_MAX ? INT_MAX : a->deadline_ms - (int64_t)gmem_now_ms();
 		int n;
 
 		if (left < 0)
@@ -258,7 +251,7 @@ static int understand(struct attach *a)
 static int dial(struct attach *a, const char *path)
 {
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
-	int64_t left = a->deadline_ms - now_ms();
+	int64_t left = a->deadline_ms - (int64_t)gmem_now_ms();
 	/* Zero would be for ever. */
 	struct timeval patience = { .tv_sec = left > 0 ? left / 1000 : 0,
 				    .tv_usec = left > 0 ? left % 1000 * 1000 : 1 };
@@ -369,7 +362,7 @@ int gmem_service_attach(const char *path, const struct gmem_service_attach_opts 
 		goto out_free;
 	}
 	ms = a->opts->timeout_ms ? a->opts->timeout_ms : TIMEOUT_MS;
-	a->deadline_ms = ms == UINT_MAX ? INT64_MAX : now_ms() + ms;
+	a->deadline_ms = ms == UINT_MAX ? INT64_MAX : (int64_t)gmem_now_ms() + ms;
 	err = attach(a, path);
 	/* Then the service has let go of them, or has never seen them. */
 	if (err && !in_doubt(err))

@@ -11,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/err.h"
 #include "sys/process.h"
 
@@ -27,14 +28,6 @@ void gmem_fence_drop(struct gmem_fence *fence)
 		close(fence->fd);
 	}
 	fence->fd = -1;
-}
-
-static uint64_t now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000u + (uint64_t)ts.tv_nsec / 1000000u;
 }
 
 static int open_file(int dir, const char *name)
@@ -69,7 +62,7 @@ static void write_pid(int fd)
 
 int gmem_fence_take(struct gmem_fence *fence, int dir, const char *name, unsigned int timeout_ms, pid_t *ret_pid)
 {
-	uint64_t until = now_ms() + timeout_ms;
+	uint64_t until = gmem_now_ms() + timeout_ms;
 	pid_t pid = 0;
 	int fd, err = 0;
 
@@ -80,7 +73,7 @@ int gmem_fence_take(struct gmem_fence *fence, int dir, const char *name, unsigne
 		return fd;
 	while (flock(fd, LOCK_EX | LOCK_NB)) {
 		err = errno == EWOULDBLOCK ? -EBUSY : -errno;
-		if (errno != EINTR && (err != -EBUSY || now_ms() >= until))
+		if (errno != EINTR && (err != -EBUSY || gmem_now_ms() >= until))
 			break;
 		err = 0;
 		poll(NULL, 0, 2);
@@ -122,7 +115,7 @@ int gmem_fence_holder(int dir, const char *name, pid_t *ret_pid)
 
 int gmem_fence_take_over(struct gmem_fence *fence, int dir, const char *name, unsigned int timeout_ms)
 {
-	uint64_t until = now_ms() + timeout_ms;
+	uint64_t until = gmem_now_ms() + timeout_ms;
 	int err, pidfd;
 	pid_t pid = 0;
 
@@ -138,7 +131,7 @@ int gmem_fence_take_over(struct gmem_fence *fence, int dir, const char *name, un
 			if (err && err != -ESRCH)
 				return gmem_err_sys(err, "%s: ending process %d", name, (int)pid);
 		}
-		if (now_ms() >= until)
+		if (gmem_now_ms() >= until)
 			return gmem_err(-EBUSY, "%s: process %d has it and does not end", name, (int)pid);
 	}
 }

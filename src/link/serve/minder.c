@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/err.h"
 #include "base/range.h"
 #include "link/serve/minder_impl.h"
@@ -28,14 +29,6 @@
 #define ACCEPT_PAUSE_MS 1000u
 #define GOING_MS 2000u /* how long a killed process may take to be gone */
 #define TAKE_OVER_MS 10000u
-
-uint64_t gmem_minder_now(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000u + (uint64_t)ts.tv_nsec / 1000000u;
-}
 
 void gmem_minder_say(const struct gmem_minder *m, const char *fmt, ...)
 {
@@ -102,10 +95,10 @@ static int open_dir(struct gmem_minder *m)
 /* A server that was killed a moment ago still has the socket while its process is being taken down. */
 static int listen_patiently(const char *path)
 {
-	uint64_t until = gmem_minder_now() + GOING_MS;
+	uint64_t until = gmem_now_ms() + GOING_MS;
 	int fd;
 
-	while ((fd = gmem_socket_listen(path)) == -EADDRINUSE && gmem_minder_now() < until)
+	while ((fd = gmem_socket_listen(path)) == -EADDRINUSE && gmem_now_ms() < until)
 		poll(NULL, 0, 5);
 	return fd;
 }
@@ -212,7 +205,7 @@ static void tell_to_end(struct gmem_minder *m)
 	if (!m->pid)
 		return;
 	kill(m->pid, SIGTERM);
-	m->kill_at = gmem_minder_now() + (m->opts->stop_ms ? m->opts->stop_ms : DEFAULT_STOP_MS);
+	m->kill_at = gmem_now_ms() + (m->opts->stop_ms ? m->opts->stop_ms : DEFAULT_STOP_MS);
 }
 
 static void signalled(struct gmem_minder *m)
@@ -287,7 +280,7 @@ static void accept_clients(struct gmem_minder *m, int listening)
 		}
 		gmem_minder_tell(m);
 	}
-	m->accept_at = gmem_minder_now() + ACCEPT_PAUSE_MS;
+	m->accept_at = gmem_now_ms() + ACCEPT_PAUSE_MS;
 }
 
 /* Until when there is nothing to do by itself, in ms; -1: for ever. */
@@ -315,9 +308,9 @@ static int round_of(struct gmem_minder *m)
 	for (uint32_t i = 0; i < n; i++)
 		p[3 + i] = (struct pollfd){ .fd = m->listening[i].clients && !m->accept_at ? m->listening[i].fd : -1,
 					    .events = POLLIN };
-	if (poll(p, 3 + n, wait_ms(m, gmem_minder_now())) < 0 && errno != EINTR)
+	if (poll(p, 3 + n, wait_ms(m, gmem_now_ms())) < 0 && errno != EINTR)
 		return gmem_err_sys(-errno, "waiting");
-	if (m->accept_at && gmem_minder_now() >= m->accept_at)
+	if (m->accept_at && gmem_now_ms() >= m->accept_at)
 		m->accept_at = 0;
 	gmem_minder_hear(m);
 	signalled(m);
@@ -326,7 +319,7 @@ static int round_of(struct gmem_minder *m)
 	for (uint32_t i = 0; i < n; i++)
 		if (p[3 + i].revents & POLLIN)
 			accept_clients(m, m->listening[i].fd);
-	watch_server(m, gmem_minder_now());
+	watch_server(m, gmem_now_ms());
 	return 0;
 }
 
@@ -337,7 +330,7 @@ static int loop(struct gmem_minder *m)
 	while (!err) {
 		if (!m->pid && m->end)
 			return m->code;
-		if (!m->pid && gmem_minder_now() >= m->start_at)
+		if (!m->pid && gmem_now_ms() >= m->start_at)
 			gmem_minder_start(m);
 		if (m->become)
 			gmem_minder_become(m);

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/err.h"
 #include "link/serve/minder_impl.h"
 #include "link/serve/name.h"
@@ -143,7 +144,7 @@ int gmem_minder_resume(struct gmem_minder *m)
 	m->ready = ready;
 	m->ever_ready = true;
 	m->started = started;
-	m->heard = gmem_minder_now();
+	m->heard = gmem_now_ms();
 	gmem_minder_say(m, "the minder is the new program");
 	return err ? err : 1;
 }

@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/err.h"
 #include "link/serve/minder_impl.h"
 #include "link/serve/socket.h"
@@ -192,12 +193,12 @@ static void next_start(struct gmem_minder *m)
 {
 	unsigned int pause;
 
-	if (m->ready && gmem_minder_now() - m->started >= WORKED_MS)
+	if (m->ready && gmem_now_ms() - m->started >= WORKED_MS)
 		m->deaths = 0;
 	pause = gmem_minder_pause_ms(++m->deaths);
 	/* What is at the path may be broken; what we run ourselves has worked. They are tried in turn. */
 	m->own_program = m->ever_ready && !m->ready && !m->own_program;
-	m->start_at = gmem_minder_now() + pause;
+	m->start_at = gmem_now_ms() + pause;
 	if (pause)
 		gmem_minder_say(m, "the server is started again in %u ms (it has ended %u times)", pause, m->deaths);
 }
@@ -208,7 +209,7 @@ void gmem_minder_start(struct gmem_minder *m)
 
 	m->ready = m->stopping = false;
 	m->kill_at = 0;
-	m->started = m->heard = gmem_minder_now();
+	m->started = m->heard = gmem_now_ms();
 	/* It is given all that is stored; what is accepted from here on is told through the channel. */
 	for (uint32_t i = 0; i < m->nstored; i++)
 		m->stored[i].untold = false;

@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/err.h"
 #include "link/serve/minder_impl.h"
 #include "link/serve/name.h"
@@ -170,7 +171,7 @@ static void act(struct gmem_minder *m, char *text, int *fds, size_t n)
 {
 	struct said s;
 
-	m->heard = gmem_minder_now();
+	m->heard = gmem_now_ms();
 	/* A barrier's descriptor is closed by whoever called us: all before it has been acted on. */
 	if (!strcmp(text, "BARRIER=1"))
 		return;

@@ -64,7 +64,6 @@ struct gmem_minder {
 	int code;
 };
 
-uint64_t gmem_minder_now(void);
 void gmem_minder_say(const struct gmem_minder *m, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* Takes fd in any case. -ENOSPC, -ENOMEM. */
